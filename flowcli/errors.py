@@ -12,6 +12,20 @@ class JobError(RuntimeError):
     """A job failed in a way that only the job could find out: one line on stderr, exit status 1."""
 
 
+class Interrupted(RuntimeError):
+    """A signal ended the job in good order; the message says how to go on. Exit status 128 + signum."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        """Take the signal's number and one line for the user."""
+        super().__init__(signum, message)  # both, so that it survives the way out of a worker process
+        self.signum = signum
+        self.message = message
+
+    def __str__(self) -> str:
+        """Only the message."""
+        return self.message
+
+
 def integer(name: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
     """Return value as an int; 1e4 counts as one.
 

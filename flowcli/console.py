@@ -1,0 +1,131 @@
+"""What a task shows on the terminal: a bar where a person watches, plain lines where the output is piped."""
+
+import math
+import multiprocessing
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+LINE_EVERY = 10.0
+"""Seconds between two plain lines."""
+
+Row = tuple[str, str, str]
+"""A figure's name, its value with error, and what a perfect model would score."""
+
+
+def console() -> Console:
+    """Standard output as it is now."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+
+
+class TrainingProgress:
+    """Shows step, loss, speed and time left."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._console = steps, console()
+        # bars of several worker processes would overwrite each other
+        self._live = self._console.is_terminal and multiprocessing.parent_process() is None
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[rate]} steps/s"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("", total=steps, loss="-", rate="-")
+        self._last = (time.perf_counter(), -1)
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._bar.stop()
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        """Show a log record that has a loss."""
+        if "loss" not in record:
+            return
+        now, step = time.perf_counter(), int(record["step"])
+        began, before = self._last
+        if before < 0:
+            self._last = (now, step)
+        rate = (step - before) / (now - began) if before >= 0 and now > began else math.nan
+        shown = f"{rate:.0f}" if math.isfinite(rate) else "-"
+        if self._live:
+            self._bar.update(self._task, completed=step, loss=f"{record['loss']:.4f}", rate=shown)
+            self._last = (now, step)
+        elif now - began >= LINE_EVERY or step == self._steps:
+            left = f", {(self._steps - step) / rate:.0f} s left" if math.isfinite(rate) and step < self._steps else ""
+            self._console.print(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {shown} steps/s{left}")
+            self._last = (now, step)
+
+
+def closing_table(rows: Sequence[Row], title: str) -> None:
+    """Print a closing table; plain columns where the output is piped."""
+    out = console()
+    heads = ("", "value", "perfect model")
+    heads = heads if any(row[2] for row in rows) else heads[:2]
+    if not out.is_terminal:
+        widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+        out.print(title)
+        for row in (heads, *rows):
+            out.print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
+        return
+    table = Table(title=title, title_justify="left")
+    for head in heads:
+        table.add_column(head, justify="left" if not head else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row[: len(heads)])
+    out.print(table)
+
+
+def with_error(value: float, stderr: float | None = None) -> str:
+    """A value with the digits that its error leaves, e.g. 2.632 ± 0.004."""
+    if stderr is None or not math.isfinite(stderr) or stderr <= 0:
+        return f"{value:.4g}"
+    digits = max(0, min(12, 1 - math.floor(math.log10(stderr))))
+    return f"{value:.{digits}f} ± {stderr:.{digits}f}"
+
+
+_SHOWN = (
+    ("nll", "NLL, nats"),
+    ("nll_gaussian", "NLL of a fitted Gaussian, nats"),
+    ("nll_gap", "gap to the true density, nats"),
+    ("nll_standardised", "NLL, standardised units"),
+    ("bits_per_dim", "bits/dim"),
+    ("w2", "2-Wasserstein distance"),
+    ("mmd", "MMD² (unbiased)"),
+    ("energy_distance", "energy distance (unbiased)"),
+    ("normalized_path_energy", "normalised path energy"),
+    ("base_kl", "KL(p_0 || base), nats"),
+    ("nfe_log_prob", "evaluations, likelihood"),
+    ("nfe_sample", "evaluations, sampling"),
+    ("parameters", "parameters"),
+    ("train_seconds", "training, s"),
+)
+
+
+def metric_rows(metrics: Mapping[str, Any]) -> list[Row]:
+    """The rows of a closing table out of the flat metrics."""
+    rows = []
+    for key, name in _SHOWN:
+        if key not in metrics:
+            continue
+        floor = metrics.get(f"{key}_floor")
+        perfect = with_error(floor, metrics.get(f"{key}_floor_stderr")) if floor is not None else "0" if key == "nll_gap" else ""
+        value = metrics[key]
+        shown = str(value) if isinstance(value, int) else with_error(value, metrics.get(f"{key}_stderr"))
+        rows.append((name, shown, perfect))
+    return rows

@@ -1,0 +1,75 @@
+r"""Divergence $\mathrm{tr}(\partial v / \partial x)$ of a field, exact or estimated, for events of any shape."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from flowcli.errors import choice, integer
+
+Field = Callable[[Tensor], Tensor]
+
+ROWS_AT_ONCE = 1 << 17
+"""Products with the Jacobian are taken in groups of directions so that directions x rows stay below this."""
+
+
+class Divergence(ABC):
+    """A way to get the divergence; K numbers a row, whose mean is the value."""
+
+    @abstractmethod
+    def directions(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The directions (K or D, B or 1, ...) that one solve uses throughout; drawn anew they would break adaptivity."""
+
+    @abstractmethod
+    def __call__(self, field: Field, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the field's value (B, ...) and its divergence (B, K) at x (B, ...); rows must be independent."""
+
+
+def _quadratic_forms(field: Field, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """v(x) (B, ...) and e^T J e for every direction e: (directions, B).
+
+    By vector-Jacobian products that share one forward pass: on small networks they took 17 ms where forward mode,
+    whose element-wise operations are not fused, took 40.
+    """
+    value, pull = vjp(field, x)
+    directions = directions.to(x).expand(-1, *x.shape)
+    group = max(1, ROWS_AT_ONCE // len(x))
+    pulled = torch.cat([vmap(lambda e: pull(e)[0])(part) for part in directions.split(group)])
+    return value, (pulled * directions).flatten(2).sum(2)
+
+
+class Exact(Divergence):
+    """D products with the Jacobian, batched."""
+
+    def directions(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The D unit vectors, (D, 1, ...)."""
+        size = x[0].numel()
+        return torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
+
+    def __call__(self, field: Field, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Value (B, ...) and divergence (B, 1)."""
+        value, forms = _quadratic_forms(field, x, directions)
+        return value, forms.sum(0).unsqueeze(1)
+
+
+class Hutchinson(Divergence):
+    r"""$e^T J e$ with $E[e e^T] = I$, one estimate a probe (arXiv 1810.01367)."""
+
+    def __init__(self, probes: int, distribution: str) -> None:
+        """Take the number of probes K and their distribution: rademacher or gaussian."""
+        self.probes = integer("probes", probes, minimum=1)
+        self.distribution = choice("distribution", distribution, ("rademacher", "gaussian"))
+
+    def directions(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """K probes for every row, (K, B, ...)."""
+        shape = (self.probes, *x.shape)
+        if self.distribution == "gaussian":
+            return torch.randn(shape, generator=generator).to(x)
+        return (torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(x)
+
+    def __call__(self, field: Field, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Value (B, ...) and K estimates of the divergence, (B, K)."""
+        value, forms = _quadratic_forms(field, x, directions)
+        return value, forms.T

@@ -1,0 +1,247 @@
+"""A flow and test data in, a flat dict of metrics out; every distance beside what a perfect model would score."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowcli import metrics
+from flowcli.bases import Base, GaussianMixture
+from flowcli.dataset import Dataset, Mixture
+from flowcli.divergence import Hutchinson
+from flowcli.errors import UserError, integer
+from flowcli.flows.base import Flow
+from flowcli.flows.continuous import ContinuousFlow
+from flowcli.randomness import generator
+from flowcli.solvers import tightened
+
+Metrics = dict[str, float | int | str | bool]
+
+
+class Evaluation:
+    """How much an evaluation may cost."""
+
+    def __init__(
+        self, draws: int, draw_points: int, batch_size: int, trajectories: int, dequantization_draws: int
+    ) -> None:
+        """Check the settings.
+
+        Args:
+            draws: two-sample metrics are averaged over this many independent pairs of samples.
+            draw_points: points of each.
+            batch_size: rows solved at once.
+            trajectories: paths behind the path energy.
+            dequantization_draws: draws of uniform noise behind bits/dim of discrete data.
+        """
+        self.draws = integer("draws", draws, minimum=2)
+        self.draw_points = integer("draw_points", draw_points, minimum=2, maximum=100_000)
+        self.batch_size = integer("batch_size", batch_size, minimum=1)
+        self.trajectories = integer("trajectories", trajectories, minimum=2)
+        self.dequantization_draws = integer("dequantization_draws", dequantization_draws, minimum=1)
+
+    @torch.no_grad()
+    def __call__(self, flow: Flow, dataset: Dataset, *, seed: int) -> tuple[Metrics, Tensor]:
+        """All metrics of a flow on the test split, and the samples (n, ...) that they were taken from.
+
+        `nll` is in nats an event, in data units; `*_floor` is the same metric between two sets of true samples.
+        """
+        found: Metrics = {"parameters": flow.trainable_parameters()}
+        found |= self.likelihood(flow, dataset)
+        points = min(self.draw_points, len(dataset.test))
+        result = flow.sample(self.draws * points, seed=seed, batch_size=self.batch_size)
+        samples = result.value.cpu()
+        found |= {"nfe_sample": result.nfe} | self.two_sample(samples, dataset, points)
+        if isinstance(flow, ContinuousFlow):
+            found |= self.path(flow, seed=seed) | base_divergence(flow, dataset)
+        return found, samples
+
+    def likelihood(self, flow: Flow, dataset: Dataset) -> Metrics:
+        """NLL of the test split with its error, beside the true density's on the same points where that is known."""
+        x = dataset.points("test")
+        try:
+            result = flow.log_prob(x, batch_size=self.batch_size)
+        except UserError as error:  # a flow that has no density says why; its samples are measured all the same
+            return {"nll_missing": str(error)}
+        log_prob = result.value.cpu()
+        nll = metrics.mean_and_stderr(-log_prob)
+        found: Metrics = {
+            "nll": nll.mean,
+            "nll_stderr": nll.stderr,
+            "nll_standardised": nll.mean + float(dataset.transform.log_det),
+            "nll_gaussian": gaussian_nll(dataset.points("train"), x),
+            "nfe_log_prob": result.nfe,
+        }
+        found |= against_truth(log_prob, x, dataset)
+        if dataset.discrete:
+            draws = [log_prob]
+            for draw in range(1, self.dequantization_draws):
+                draws.append(flow.log_prob(dataset.points("test", draw), batch_size=self.batch_size).value.cpu())
+            found |= discrete_likelihood(torch.stack(draws), math.prod(dataset.event_shape))
+        return found
+
+    def two_sample(self, samples: Tensor, dataset: Dataset, points: int) -> Metrics:
+        """w2, mmd and energy distance of samples (draws * points, ...) from the truth, with errors and floors."""
+        truth = _Truth(dataset, points)
+        bandwidth = metrics.median_bandwidth(truth(0, "bandwidth"))
+        measures: dict[str, Callable[[Tensor, Tensor], float]] = {
+            "w2": lambda x, y: metrics.wasserstein_2(x, y, generator=generator(dataset.seed, "slices")),
+            "mmd": lambda x, y: metrics.mmd(x, y, bandwidth=bandwidth),
+            "energy_distance": metrics.energy_distance,
+        }
+
+        def model_pair(draw: int) -> tuple[Tensor, Tensor]:
+            return samples[draw * points : (draw + 1) * points], truth(draw, "truth")
+
+        def true_pair(draw: int) -> tuple[Tensor, Tensor]:
+            return truth(draw, "second truth"), truth(draw, "truth")
+
+        found: Metrics = {}
+        for name, measure in measures.items():
+            value = metrics.repeated(measure, model_pair, self.draws)
+            floor = metrics.repeated(measure, true_pair, self.draws)
+            found |= {name: value.mean, f"{name}_stderr": value.stderr}
+            found |= {f"{name}_floor": floor.mean, f"{name}_floor_stderr": floor.stderr}
+        return found
+
+    def path(self, flow: ContinuousFlow, *, seed: int) -> Metrics:
+        """Energy of the model's own trajectories in data units, and how far it is from that of optimal transport."""
+        way = flow.trajectory(self.trajectories, seed=seed, points=101)
+        energy = metrics.path_energy(way.states.cpu(), way.times.cpu())
+        slices = generator(seed, "slices")
+        w2 = metrics.wasserstein_2(way.states[0].cpu(), way.states[-1].cpu(), generator=slices)
+        return {"path_energy": energy, "normalized_path_energy": metrics.normalized_path_energy(energy, w2**2)}
+
+
+class _Truth:
+    """True samples: fresh ones where the distribution is known, else subsets of the splits that were not fitted."""
+
+    def __init__(self, dataset: Dataset, points: int) -> None:
+        self._dataset, self._points = dataset, points
+
+    def __call__(self, draw: int, stream: str) -> Tensor:
+        source = generator(self._dataset.seed, stream, draw)
+        if self._dataset.target is not None:
+            return self._dataset.target.sample(self._points, source)
+        # two halves of the truth that share no point: the test split, and the training split for the floor's other side
+        pool = self._dataset.points("train" if stream == "second truth" else "test")
+        return pool[torch.randperm(len(pool), generator=source)[: self._points]]
+
+
+def against_truth(log_prob: Tensor, x: Tensor, dataset: Dataset) -> Metrics:
+    """The true density's NLL on the same points x (N, ...), and the paired gap of log_prob (N,); {} where unknown."""
+    truth = None if dataset.target is None else dataset.target.log_prob(x)
+    if dataset.target is None or truth is None:
+        return {}
+    gap = metrics.mean_and_stderr(truth - log_prob)
+    found: Metrics = {"nll_floor": float(-truth.mean()), "nll_gap": gap.mean, "nll_gap_stderr": gap.stderr}
+    return found | ({} if dataset.target.entropy is None else {"entropy": dataset.target.entropy})
+
+
+def gaussian_nll(train: Tensor, x: Tensor) -> float:
+    """NLL of x (N, ...) under the full-covariance Gaussian fitted to train (M, ...): what a flow has to beat."""
+    train, x = train.flatten(1), x.flatten(1)
+    covariance = torch.cov(train.T, correction=0).reshape(train.shape[1], -1)
+    normal = torch.distributions.MultivariateNormal(train.mean(0), covariance)
+    return float(-normal.log_prob(x).mean())
+
+
+def discrete_likelihood(log_prob: Tensor, dimensions: int) -> Metrics:
+    """Bits/dim of whole numbers from log-densities (K, N) under K draws of uniform dequantisation noise."""
+    draws, rows = log_prob.shape
+    bits = -metrics.log_mean_exp(log_prob, 0) / (dimensions * math.log(2))
+    value = metrics.mean_and_stderr(bits)
+    return {"bits_per_dim": value.mean, "bits_per_dim_stderr": value.stderr, "dequantization_draws": draws}
+
+
+def base_divergence(flow: ContinuousFlow, dataset: Dataset) -> Metrics:
+    """KL(p_0 || base) in nats, by sampling, where the path starts at smoothed data (VP, VE) and the data is a mixture."""
+    path = flow.field.path
+    if path.starts_at_noise or dataset.mixture is None:
+        return {}
+    true_start = _true_start(flow, dataset.mixture)
+    x = true_start.sample(20_000, generator(dataset.seed, "base")).double()
+    base: Base = copy.deepcopy(flow.start).cpu().double()
+    kl = metrics.mean_and_stderr(true_start.log_prob(x) - base.log_prob(x))
+    return {"base_kl": kl.mean, "base_kl_stderr": kl.stderr}
+
+
+def _true_start(flow: ContinuousFlow, mixture: Mixture) -> GaussianMixture:
+    alpha, sigma = flow.field.path.at(1.0)
+    transform, moments = copy.deepcopy(flow.transform).cpu(), copy.deepcopy(flow.field.moments).cpu().double()
+    scale = transform.scale.flatten()
+    noise = sigma**2 * moments.var_0 * torch.eye(len(scale), dtype=torch.float64)
+    covariances = alpha**2 * mixture.covariances / (scale[:, None] * scale[None, :]) + noise
+    means = alpha * transform(mixture.means) + sigma * moments.mean_0.flatten()
+    return GaussianMixture(mixture.weights, means, covariances, flow.event_shape)
+
+
+# ---------------------------------------------------------------- is a likelihood resolved?
+@dataclass(frozen=True)
+class SelfCheck:
+    """Whether the numerics behind an NLL can be trusted, from a subset of its rows.
+
+    Attributes:
+        rows: how many were checked.
+        change, change_stderr: paired mean change of log_prob in float64 with 10x tighter tolerances (or twice the steps).
+        hutchinson, hutchinson_stderr: exact minus Hutchinson, mean over rows and its error; NaN where not applicable.
+        round_trip: quantiles (50 %, 95 %, 100 %) of the largest coordinate of |decode(encode(x)) - x|, data units.
+        nfe, nfe_tight: evaluations of the two solves.
+        resolved: the change is below a tenth of the NLL's standard error.
+    """
+
+    rows: int
+    change: float
+    change_stderr: float
+    hutchinson: float
+    hutchinson_stderr: float
+    round_trip: tuple[float, float, float]
+    nfe: int
+    nfe_tight: int
+    resolved: bool
+
+    def as_metrics(self) -> Metrics:
+        """Flat names and values."""
+        flat: dict[str, Any] = {f"check_{key}": value for key, value in vars(self).items() if key != "round_trip"}
+        for name, value in zip(("median", "95", "max"), self.round_trip, strict=True):
+            flat[f"check_round_trip_{name}"] = value
+        resolved = flat.pop("check_resolved")
+        return {**flat, "resolved": resolved}
+
+
+@torch.no_grad()
+def self_check(
+    flow: ContinuousFlow, x: Tensor, log_prob: Tensor, nll_stderr: float, *, rows: int, batch_size: int, seed: int
+) -> SelfCheck:
+    """Check the log-densities (N,) of x (N, ...) on evenly spaced rows of them."""
+    chosen = torch.linspace(0, len(x) - 1, min(rows, len(x))).round().long()
+    points, reported = x[chosen], log_prob[chosen].cpu()
+    # deepcopy, because casting moves a module's own numbers
+    tight = copy.deepcopy(flow).cast(torch.float64, flow.device).with_solver(tightened(flow.solver))
+    base = flow.log_prob(points, seed=seed, batch_size=batch_size)
+    better = tight.log_prob(points, seed=seed, batch_size=batch_size)
+    there_and_back = flow.decode(flow.encode(points, batch_size=batch_size).value, batch_size=batch_size).value
+    if isinstance(flow.divergence, Hutchinson):
+        estimate = None
+    else:
+        probing = flow.with_divergence(Hutchinson(probes=4, distribution="rademacher"))
+        estimate = probing.log_prob(points, seed=seed, batch_size=batch_size).value.cpu()
+    change = metrics.mean_and_stderr(better.value.cpu() - reported)
+    difference = metrics.mean_and_stderr(torch.full((2,), math.nan) if estimate is None else reported - estimate)
+    error = (there_and_back.cpu() - points).abs().flatten(1).amax(1).double()
+    quantiles = torch.quantile(error, torch.tensor([0.5, 0.95, 1.0], dtype=torch.float64))
+    return SelfCheck(
+        rows=len(points),
+        change=change.mean,
+        change_stderr=change.stderr,
+        hutchinson=difference.mean,
+        hutchinson_stderr=difference.stderr,
+        round_trip=(float(quantiles[0]), float(quantiles[1]), float(quantiles[2])),
+        nfe=base.nfe,
+        nfe_tight=better.nfe,
+        # the mean's own scatter counts too: five rows that happen to agree resolve nothing
+        resolved=abs(change.mean) + (change.stderr if len(points) > 1 else 0.0) < nll_stderr / 10,
+    )

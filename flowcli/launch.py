@@ -1,0 +1,695 @@
+"""The one place that talks to Hydra: hand-over, preflight, errors on one line, completion of overrides.
+
+A verb's work is found by name inside the job: `flowcli.tasks.<verb>` has
+
+    check(configs)        before anything is written: build what is cheap, open the data, raise UserError
+    run(config, folder)   one job: a resolved plain dict and the folder that is its to write in
+
+Hydra, OmegaConf and torch are imported inside functions, so that `flowcli --help` answers at once.
+"""
+
+import difflib
+import importlib
+import itertools
+import logging
+import math
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowcli import trust
+from flowcli.errors import Interrupted, JobError, UserError
+
+log = logging.getLogger(__name__)
+
+MAX_PREFLIGHT = 200
+"""Jobs of one sweep that are composed before the first starts; at about 30 ms each, 6 s."""
+
+FROZEN = "_ckpt"
+"""The option under which a checkpoint's own node stands in each config group."""
+
+ON_CHECKPOINT = ("solver", "divergence", "seed", "device", "dtype", "evaluation")
+"""What may be changed for a trained flow, besides the verb's own keys."""
+
+ON_RESUME = ("trainer.steps", "trainer.max_time", "logger")
+"""What may be changed when a run goes on."""
+
+FLAGS_ONLY = ("ckpt", "trust", "resume")
+"""Config keys that a flag sets and no override may: the flag is read before the config is composed."""
+
+FLAG_OR_KEY = ("weights", "which", "out")
+"""Config keys that have a flag for convenience."""
+
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """One command line, taken apart."""
+
+    verb: str
+    overrides: Sequence[str] = ()
+    multirun: bool = False
+    cfg: str | None = None
+    resolve: bool = False
+    package: str | None = None
+    info: str | None = None
+    config_name: str | None = None
+    config_dir: Path | None = None
+    trust: Sequence[str] = ()
+    resume: Path | None = None
+    ckpt: Path | None = None
+    weights: str | None = None
+    which: str | None = None
+    out: Path | None = None
+
+
+# ---------------------------------------------------------------- what conf/ offers, without Hydra (for --help)
+def groups() -> dict[str, list[str]]:
+    """The config groups and their options, by listing folders."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(trust.conf_dir().glob("*/*.yaml")):
+        found.setdefault(file.parent.name, []).append(file.stem)
+    return found
+
+
+def keys(verb: str) -> dict[str, tuple[str, str]]:
+    """The top-level keys of conf/<verb>.yaml: {key: (default, the comment behind it)}."""
+    line = re.compile(r"^(\w+): *(.*?) *(?:# *(.*))?$")
+    text = (trust.conf_dir() / f"{verb}.yaml").read_text(encoding="utf-8")
+    found = {m[1]: (m[2], m[3] or "") for m in map(line.match, text.splitlines()) if m}
+    return {key: value for key, value in found.items() if key not in ("defaults", "hydra")}
+
+
+# ---------------------------------------------------------------- from a command line to an exit status
+def launch(request: Request) -> int:
+    """Run a verb under Hydra; say on stderr what went wrong; return the exit status."""
+    return _guarded(request.verb, lambda: _launch(request))
+
+
+def perform(verb: str, **options: Any) -> int:
+    """Run a verb that needs no config: `flowcli.tasks.<verb>.run(**options)`."""
+
+    def work() -> int:
+        _task(verb).run(**options)
+        return DONE
+
+    return _guarded(verb, work)
+
+
+def _guarded(verb: str, work: Callable[[], int]) -> int:
+    try:
+        status = work()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        return hush()
+    except _Stopped as stop:
+        return hush() if stop.signum == signal.SIGPIPE else _say(verb, stop.message, 128 + stop.signum)
+    except KeyboardInterrupt:
+        return _say(verb, "interrupted", 128 + signal.SIGINT)
+    except Exception as error:
+        if _debug():
+            traceback.print_exc()
+        status = WRONG_INPUT if _is_users(error) else FAILED
+        hint = (
+            "" if status == WRONG_INPUT or isinstance(error, JobError) else " (HYDRA_FULL_ERROR=1 shows the traceback)"
+        )
+        return _say(verb, f"error: {explain(error)}{hint}", status)
+
+
+def hush() -> int:
+    """Nobody reads stdout any more (`flowcli ... | head`): let the interpreter's last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
+def _say(verb: str, message: str, status: int) -> int:
+    print(f"flowcli {verb}: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _debug() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _task(verb: str) -> Any:
+    return importlib.import_module(f"flowcli.tasks.{verb}")
+
+
+def _launch(request: Request) -> int:
+    debug = _debug()
+    _refuse_bare_words(request.overrides)
+    with _borrowed_process():
+        overrides = _parse(request.overrides)
+        for override in overrides:
+            if override.key_or_group in FLAGS_ONLY:
+                raise UserError(f"{override.input_line}: use the flag --{override.key_or_group}")
+        if any(not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name) for name in request.trust):
+            raise UserError(f"--trust {' '.join(request.trust)}: want the full name of a class, package.module.Class")
+        if request.cfg is None and (request.resolve or request.package is not None):
+            raise UserError("--resolve and --package say how --cfg prints the config: add --cfg job")
+        primary, words = request.config_name or request.verb, [*_flag_overrides(request), *request.overrides]
+        if request.resume is not None:
+            primary, words = "resume", [*words, *_reopen(request, overrides)]
+        elif request.ckpt is not None:
+            _freeze(request, request.ckpt, overrides)
+        if request.cfg is not None or request.info is not None:
+            if request.multirun:
+                raise UserError("--cfg and --info show one config: leave out --multirun")
+            _hand_over(request, primary, words, _never)
+            return DONE
+
+        plan = _preflight(request, primary, words)
+        _task(request.verb).check(plan.configs)
+        job = Job(request.verb, own=request.ckpt is None and request.resume is None, debug=debug)
+        if plan.sweep_dir is not None:  # said once and for all: Hydra's clock has moved on, and failures are read there
+            words = [*words, f"hydra.sweep.dir={quote(plan.sweep_dir)}"]
+        _hand_over(request, primary, words, job)
+        if plan.sweep_dir is not None:
+            return _report_sweep(request.verb, plan.sweep_dir, plan.jobs)
+        return DONE if job.failure is None else _say(request.verb, f"error: {job.failure.reason}", job.failure.status)
+
+
+def _flag_overrides(request: Request) -> list[str]:
+    given = {name: getattr(request, name) for name in ("ckpt", *FLAG_OR_KEY)}
+    words = [f"{name}={quote(value)}" for name, value in given.items() if value is not None]
+    return [*words, f"trust=[{','.join(map(quote, request.trust))}]"] if request.trust else words
+
+
+def quote(value: str | Path) -> str:
+    """A text as one Hydra override value, whatever characters it has.
+
+    Raises:
+        UserError: it holds `${`, which a saved config may not.
+    """
+    if "${" in str(value):
+        raise UserError(f"{value}: a name with '${{' in it cannot be used")
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value)) + "'"
+
+
+def _parse(words: Sequence[str]) -> list[Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides(list(words))
+
+
+def _refuse_bare_words(words: Sequence[str]) -> None:
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            options = groups().get(word)
+            hint = f"; write {word}=OPTION, one of {', '.join(options)}" if options else ""
+            raise UserError(f"{word!r} is not key=value{hint}")
+
+
+# ---------------------------------------------------------------- a run's own config, frozen
+def _freeze(request: Request, ckpt: Path, overrides: Sequence[Any]) -> None:
+    """Offer a checkpoint's config to Hydra, and refuse to change what belongs to its training."""
+    from flowcli import run
+
+    checkpoint = run.find_checkpoint(ckpt, which=request.which or keys(request.verb)["which"][0])
+    free = list(dict.fromkeys([*ON_CHECKPOINT, *(key for key in keys(request.verb) if key not in FLAGS_ONLY)]))
+    for override in overrides:
+        root = re.split(r"[./]", override.key_or_group)[0]
+        if root in (*free, "hydra"):
+            continue
+        if root not in checkpoint.config and root not in groups():
+            raise UserError(f"{override.key_or_group}: no such key ({_have(free)}){did_you_mean(root, free)}")
+        hint = "; to score other data: flowcli likelihood --ckpt RUN input=FILE" if root == "data" else ""
+        raise UserError(
+            f"{override.input_line}: {root} belongs to training and is fixed in a checkpoint (may change: {', '.join(free)}){hint}"
+        )
+    register_frozen(checkpoint.config, checkpoint.choices)
+
+
+def _reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
+    """Offer the config of a run that goes on; return the overrides that lead Hydra back into its folder."""
+    from flowcli import run
+
+    if request.multirun or request.config_name is not None:
+        raise UserError("--resume goes on with one run and its own config: leave out --multirun and --config-name")
+    for override in overrides:
+        key = override.key_or_group
+        if key not in ON_RESUME and not key.startswith("logger."):
+            raise UserError(f"{override.input_line}: with --resume only {', '.join(ON_RESUME)} may change")
+    resume = Path(str(request.resume))
+    try:
+        checkpoint = run.find_checkpoint(resume, which="last")
+        folder, config, choices = checkpoint.run, checkpoint.config, checkpoint.choices
+    except UserError as error:
+        if not (resume / run.RUN_FILE).is_file() or any(resume.glob("checkpoints/step-*")):
+            raise UserError(str(error).replace("--ckpt", "--resume", 1)) from error
+        # stopped before its first checkpoint: it starts over in place
+        folder, config = resume, run.read_config(resume / ".hydra" / "resolved.yaml")
+        choices = run.read_config(resume / ".hydra" / "choices.yaml")
+    register_frozen(config, choices)
+    # output_subdir: .hydra/ keeps what was first asked; what changes now is in the checkpoints that follow
+    return [f"hydra.run.dir={quote(folder.resolve())}", "hydra.output_subdir=null"]
+
+
+def register_frozen(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> None:
+    """Offer a run's config to Hydra: its node of every group as option `_ckpt`, the rest as the config `_ckpt`.
+
+    `solver=euler` then replaces the frozen solver whole, by the ordinary rules of the defaults list;
+    everything else keeps the value it was trained with, whatever conf/ says today.
+
+    Raises:
+        UserError: the config holds what no run of ours does.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance().store
+    # Hydra's own node would be obeyed (callbacks, launchers), and trust is given by the user, not by a file
+    rest = {key: value for key, value in config.items() if key not in (*FLAGS_ONLY, "hydra")}
+    defaults: list[Any] = ["_self_"]
+    for choice in choices:
+        key = choice.rpartition("@")[2]
+        if not re.fullmatch(r"\w+(@\w+)?", choice) or key not in rest:
+            continue  # Hydra's groups, groups inside another node (they stay there), experiments
+        if rest[key] is None:
+            defaults.append({choice: None})
+            continue
+        group, name, node = choice.partition("@")[0], choice.replace(choice.partition("@")[0], FROZEN), rest.pop(key)
+        if not isinstance(node, dict) or "defaults" in node:
+            raise UserError(f"the checkpoint's config is not one of flowcli's: {key} is not a group's node")
+        store(group=group, name=name, node=node)
+        defaults.append({choice: name})
+    if "defaults" in rest:
+        raise UserError("the checkpoint's config is not one of flowcli's: it has a defaults list")
+    store(name=FROZEN, node={"defaults": defaults, **rest})
+
+
+# ---------------------------------------------------------------- preflight
+@dataclass(frozen=True)
+class _Plan:
+    """What will run: the jobs' configs (at most MAX_PREFLIGHT), how many jobs, and where a sweep goes."""
+
+    configs: list[dict[str, Any]]
+    jobs: int
+    sweep_dir: Path | None
+
+
+def _preflight(request: Request, primary: str, words: list[str]) -> _Plan:
+    """Compose every job before the first starts: no half-run sweep, no empty folders, and no torch yet."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import open_dict
+
+    root, extra = _search_path(request, primary)
+    own = request.ckpt is None and request.resume is None
+    with initialize_config_dir(str(root), job_name=request.verb, version_base="1.3"):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides(words)
+        fixed = [word for word, override in zip(words, parsed, strict=True) if not override.is_sweep_override()]
+        base = compose(primary, [*fixed, *extra], return_hydra_config=True)
+        _refuse_new_keys(parsed, base)
+        hydra = base.hydra
+        with open_dict(base):
+            del base["hydra"]
+        if not (request.multirun or (hydra.mode is not None and hydra.mode.name == "MULTIRUN")):
+            for override in parsed:
+                if override.is_sweep_override():
+                    key, _, value = str(override.input_line).partition("=")
+                    raise UserError(
+                        f"{override.input_line} is a sweep: add -m to run each, or write {key}=[{value}] for a list"
+                    )
+            _refuse_to_overwrite(
+                request, Path(hydra.run.dir), f"flowcli train --resume {hydra.run.dir} goes on with it"
+            )
+            return _Plan([_plain(base, own)], 1, None)
+        if str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper") and hydra.sweeper.get("params"):
+            named = {override.get_key_element() for override in parsed}
+            swept = parser.parse_overrides([f"{key}={value}" for key, value in hydra.sweeper.params.items()])
+            parsed = [*(override for override in swept if override.get_key_element() not in named), *parsed]
+        values = [
+            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            if override.is_discrete_sweep()
+            else [str(override.input_line)]
+            for override in parsed
+            if override.is_discrete_sweep() or not override.is_sweep_override()  # an interval has no list of values
+        ]
+        configs = [_plain(compose(primary, [*job, *extra]), own) for job in _cells(values)]
+        sweep_dir = Path(hydra.sweep.dir)
+        for cell in sweep_dir.glob("*/run.json"):
+            _refuse_to_overwrite(request, cell.parent, "give another hydra.sweep.dir")
+        return _Plan(configs, math.prod(map(len, values)), sweep_dir)
+
+
+def _cells(values: list[list[str]]) -> Iterator[Sequence[str]]:
+    """The first cells of the product, and then each value that was in none of them."""
+    cells = list(itertools.islice(itertools.product(*values), MAX_PREFLIGHT))
+    yield from cells
+    for position, options in enumerate(values):
+        for value in options[1:]:
+            if all(cell[position] != value for cell in cells):
+                yield [value if at == position else other[0] for at, other in enumerate(values)]
+
+
+def _search_path(request: Request, primary: str) -> tuple[Path, list[str]]:
+    """The folder to compose from, and the override that adds the user's --config-dir behind it."""
+    main = trust.conf_dir()
+    if request.config_dir is None:
+        return main, []
+    other = request.config_dir.resolve()
+    if (other / f"{primary}.yaml").is_file() and not (main / f"{primary}.yaml").is_file():
+        main, other = other, main  # compose() looks for a primary config in the first folder only
+    return main, [f"hydra.searchpath=[{quote(f'file://{other}')}]"]
+
+
+def _refuse_to_overwrite(request: Request, folder: Path, advice: str) -> None:
+    if request.verb == "train" and request.resume is None and (folder / "run.json").exists():
+        raise UserError(f"{folder} holds a run already; {advice}")
+
+
+def _refuse_new_keys(overrides: Iterable[Any], base: Any) -> None:
+    """`+experimnt=vp` would add a key that nothing reads."""
+    for override in overrides:
+        key = str(override.key_or_group)
+        if override.is_add() and not override.is_sweep_override() and re.fullmatch(r"\w+", key) and key not in groups():
+            known = [str(k) for k in base if k not in (key, "hydra")]
+            if key not in ("hydra", *known):
+                raise UserError(
+                    f"{override.input_line}: nothing reads the key {key!r}{did_you_mean(key, [*known, *groups()])}"
+                )
+
+
+def _plain(cfg: Any, own: bool) -> dict[str, Any]:
+    """The resolved config as plain values; own: its user wrote it, so it may name his own classes."""
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    for key, value in _leaves(config):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{key}: a value may not hold '${{' once resolved, got {value!r}")
+    if own:
+        config["trust"] = sorted({*config.get("trust", []), *trust.own_targets(config)})
+    return config
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if children is None:
+        yield prefix[:-1], node
+    else:
+        for key, value in children:
+            yield from _leaves(value, f"{prefix}{key}.")
+
+
+# ---------------------------------------------------------------- inside Hydra
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+    status: int
+
+
+class _Stopped(BaseException):
+    """A job ended on a signal. Not an Exception: no launcher may take it for a failed job and start the next."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(signum, message)
+        self.signum, self.message = signum, message
+
+
+class Job:
+    """What Hydra runs. It travels to worker processes, and imports the task (and so torch) only there."""
+
+    def __init__(self, verb: str, *, own: bool, debug: bool) -> None:
+        """Take the verb, whether the user wrote the config, and whether tracebacks go to the terminal."""
+        self.verb, self.own, self.debug = verb, own, debug
+        self.failure: _Failure | None = None
+        self.__module__ = f"flowcli.tasks.{verb}"  # Hydra takes the job's name from it
+
+    def __call__(self, cfg: Any) -> float | None:
+        """Run one job. A failure is written down, not raised: the other jobs of a sweep go on."""
+        from hydra.core.hydra_config import HydraConfig
+
+        from flowcli import run
+
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
+        try:
+            config = _plain(cfg, self.own)
+            self._open(folder, config, hydra.runtime.choices)
+            return _task(self.verb).run(config, folder)
+        except Interrupted as stop:
+            raise _Stopped(stop.signum, stop.message) from None
+        except BrokenPipeError:
+            raise _Stopped(signal.SIGPIPE, "") from None
+        except Exception as error:
+            if self.debug:
+                traceback.print_exc()
+            if logging.getLogger().handlers:  # without one, Python would print the traceback on the terminal
+                log.error("%s", explain(error), exc_info=not isinstance(error, UserError))
+            reason = explain(error)
+            if not isinstance(error, UserError | JobError):
+                file = folder / f"{hydra.job.name}.log"
+                reason += f"; the traceback is in {_short(file)}" if file.is_file() else ""
+            self.failure = _Failure(reason, WRONG_INPUT if isinstance(error, UserError) else FAILED)
+            if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
+                _say(self.verb, f"job {hydra.job.num} failed: {reason}", FAILED)
+                run.RunFolder(folder).fail(reason)  # the sweep's list is read from these
+            else:
+                _leave_reason(folder, reason)
+            return None
+
+    def _open(self, folder: Path, config: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
+        """Mark the folder as a run and write what was asked; a run that goes on keeps what was first asked."""
+        import yaml
+
+        from flowcli import run
+
+        if not config.get("resume"):
+            run.RunFolder.create(folder, self.verb)
+            asked = {str(group): option for group, option in choices.items() if not str(group).startswith("hydra/")}
+            (folder / ".hydra").mkdir(exist_ok=True)
+            for name, content in (("resolved.yaml", config), ("choices.yaml", asked)):
+                text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
+                run.write_bytes(folder / ".hydra" / name, text.encode())
+        run.RunFolder(folder).reopen()
+
+
+def _leave_reason(folder: Path, reason: str) -> None:
+    from flowcli import run
+
+    try:
+        run.RunFolder(folder).fail(reason)
+    except OSError as error:  # a full disk, a deleted folder: the reason itself still reaches the terminal
+        log.warning("cannot write into %s: %s", folder, error)
+
+
+def _never(cfg: Any) -> None:
+    raise AssertionError("--cfg and --info run no job")
+
+
+def _hand_over(request: Request, primary: str, words: list[str], job: Callable[[Any], Any]) -> None:
+    """Let hydra.main read a command line with the flags first: Hydra 1.3 does not take `a=1 -m b=1,2`."""
+    import hydra
+
+    argv = ["flowcli", "--config-name", primary]
+    for flag, value in (
+        ("--config-dir", request.config_dir),
+        ("--cfg", request.cfg),
+        ("--package", request.package),
+        ("--info", request.info),
+    ):
+        argv += [] if value is None else [flag, str(value)]
+    argv += [flag for flag, given in (("--multirun", request.multirun), ("--resolve", request.resolve)) if given]
+    sys.argv = [*argv, "--", *words]
+    hydra.main(config_path=str(trust.conf_dir()), config_name=primary, version_base="1.3")(job)()
+
+
+@contextmanager
+def _borrowed_process() -> Iterator[None]:
+    """Give back what Hydra takes of the process: argv, environment, root logging, its own singletons."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+
+    root, current = logging.getLogger(), GlobalHydra.instance()
+    argv, full_error, handlers, level = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), root.handlers[:], root.level
+    outer = current.hydra
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving
+    current.clear()
+    try:
+        yield
+    finally:
+        for handler in [handler for handler in root.handlers if handler not in handlers]:
+            handler.close()
+        root.handlers[:], root.level, sys.argv, current.hydra = handlers, level, argv, outer
+        _forget_frozen(ConfigStore.instance().repo)
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _forget_frozen(entries: dict[str, Any]) -> None:
+    """Take out what register_frozen put in, and no more: Hydra's plugins have entries of their own."""
+    for name, entry in list(entries.items()):
+        if isinstance(entry, dict):
+            _forget_frozen(entry)
+        if name.startswith(FROZEN) or entry == {}:
+            del entries[name]
+
+
+def _report_sweep(verb: str, sweep_dir: Path, jobs: int) -> int:
+    """List the failed jobs of a sweep, whichever process ran them."""
+    import json
+
+    import yaml
+
+    failed = sorted(sweep_dir.rglob("failure.json"), key=lambda file: (len(file.parent.name), file.parent.name))
+    if not failed:
+        return DONE
+    lines = []
+    for file in failed:
+        words = yaml.safe_load((file.parent / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or []
+        told = " ".join(word for word in words if word.partition("=")[0] not in FLAGS_ONLY)
+        lines.append(f"  {_short(file.parent)} ({told}): {json.loads(file.read_text(encoding='utf-8'))['reason']}")
+    return _say(verb, "\n".join([f"{len(failed)} of {jobs} jobs failed:", *lines]), FAILED)
+
+
+def _short(path: Path) -> Path:
+    """A path as the user would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+# ---------------------------------------------------------------- errors on one line
+_NOISE = (
+    "full_key:",
+    "object_type=",
+    "reference_type=",
+    "See https",
+    "To append",
+    "Error parsing",
+    "Config search path",
+)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the input was wrong, rather than the program or the job."""
+    if isinstance(error, UserError | OSError):
+        return True
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    return isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """A hint at the nearest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def explain(error: BaseException) -> str:
+    """What is wrong, on one line, for a person who does not know Hydra."""
+    if isinstance(error, UserError | JobError):
+        return _one_line(error)
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if isinstance(error, MissingConfigException):
+        return _explain_missing(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override!r} (want key=value): {_one_line(error)}"
+    for cause in (error.__cause__, error):
+        if isinstance(cause, OmegaConfBaseException):
+            return _explain_key(cause)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {str(error.strerror).lower()}"
+    known = isinstance(error, YAMLError) or type(error).__module__.startswith("hydra.")
+    return _one_line(error) if known else f"{type(error).__name__}: {_one_line(error)}"
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(getattr(error, "msg", None) or error).strip() or type(error).__name__
+    return " ".join(line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(_NOISE))[
+        :600
+    ]
+
+
+def _explain_missing(error: Any) -> str:
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    options = [option for option in error.options or [] if not option.startswith("_")]
+    if not group:
+        known = sorted(file.stem for file in trust.conf_dir().glob("*.yaml"))
+        return f"--config-name {name}: no such config ({_have(known)}){did_you_mean(name, known)}"
+    hint = did_you_mean(name, options, f"{group}=")
+    if not hint and group in ("hydra/launcher", "hydra/sweeper"):
+        hint = f"; is its plugin installed? (pip install hydra-{name.partition('_')[0]}-{group.partition('/')[2]})"
+    return f"{group}={name}: no such option ({_have(options)}){hint}"
+
+
+def _explain_key(error: Any) -> str:
+    from omegaconf import DictConfig
+    from omegaconf.errors import MissingMandatoryValue
+
+    parent, key, full = error.parent_node, str(error.key), str(error.full_key)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{full}: a value is required; write {full}=VALUE"
+    if not isinstance(parent, DictConfig) or parent._is_none() or key in list(parent):
+        return f"{full}: {_one_line(error)}" if full and full != "None" else _one_line(error)
+    hidden = ("hydra", trust.TARGET, *FLAGS_ONLY)
+    known = [str(name) for name in parent if str(name) not in hidden]
+    prefix = full.removesuffix(key)
+    hint = did_you_mean(key, known, prefix)
+    if not hint and prefix:  # the right key in the wrong group: model.width for network.width
+        root = parent._get_root()
+        other = [f"{group}.{key}" for group in root if isinstance(root.get(group), DictConfig) and key in root[group]]
+        hint = f"; did you mean {other[0]}?" if other else ""
+    kind = "key" if prefix else "group or key"
+    return f"{full}: no such {kind} ({_have(known, prefix.removesuffix('.'))}){hint}"
+
+
+def _have(known: Sequence[str], owner: str = "") -> str:
+    return f"{owner + ' has' if owner else 'have'}: {', '.join(known) or 'none'}"
+
+
+# ---------------------------------------------------------------- completion of overrides
+def complete(request: Request, incomplete: str) -> list[str]:
+    """What the word under the cursor may become; nothing where the rest of the line is wrong."""
+    words, cut = list(request.overrides), ""
+    if "COMP_WORDS" in os.environ:  # bash splits words at '=': put `path = ot` together again
+        at_equals = os.environ["COMP_WORDS"].split("\n")[int(os.environ["COMP_CWORD"])] == "="
+        words += ["="] if at_equals else [incomplete]  # Typer drops a last '='
+        while "=" in words[1:]:
+            at = words.index("=", 1)
+            words[at - 1 : at + 2] = ["".join(words[at - 1 : at + 2])]
+        cut, incomplete = words[-1].removesuffix(incomplete), words.pop()
+    try:
+        with _borrowed_process():
+            if request.ckpt is not None:
+                _freeze(request, request.ckpt, [])
+            return [word.removeprefix(cut) for word in _candidates(request, words, incomplete)]
+    except Exception as error:  # a shell has no place for our error: it would stand in the user's command line
+        log.debug("completion: %s", error)
+        return []
+
+
+def _candidates(request: Request, words: list[str], word: str) -> list[str]:
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.plugins.completion_plugin import DefaultCompletionPlugin
+
+    primary = request.config_name or request.verb
+    root, extra = _search_path(request, primary)
+    with initialize_config_dir(str(root), job_name=request.verb, version_base="1.3"):
+        plugin = DefaultCompletionPlugin(GlobalHydra.instance().config_loader())
+
+        def ask(start: str) -> list[str]:
+            return plugin._query(config_name=primary, line=" ".join([*words, *extra, start]))
+
+        found = ask(word)
+        if len(found) == 1 and found[0][-1] in "=./" and found[0] != word:
+            found = ask(found[0]) or found  # a shell would put a space behind a lone 'path='
+    return [option for option in found if "=_" not in option and trust.TARGET not in option]

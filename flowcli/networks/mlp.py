@@ -1,0 +1,74 @@
+"""Multi-layer perceptrons over a flattened event and its time."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flowcli.errors import UserError, boolean, integer, number
+
+
+class MLP(nn.Module):
+    r"""SiLU blocks over x, random Fourier features of x and octaves of time.
+
+    Without the Fourier features a standardised target with fine structure is out of reach of a short training
+    (arXiv 2006.10739). The last layer starts at zero, so training starts from the best constant guess.
+    """
+
+    frequencies: Tensor
+    octaves: Tensor
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        width: int,
+        depth: int,
+        fourier_features: int,
+        fourier_std: float,
+        time_octaves: int,
+        residual: bool,
+    ) -> None:
+        """Build for one event shape.
+
+        Args:
+            event_shape: (D,) or (C, H, W); flattened inside.
+            width: hidden units.
+            depth: hidden layers after the first.
+            fourier_features: random frequencies of x; 0 shows x alone.
+            fourier_std: their standard deviation in 2-D; scaled by sqrt(2 / D) to keep the phase's spread.
+            time_octaves: sin and cos of 2^k time, k < time_octaves; 0 shows the time itself.
+            residual: add each hidden layer to its input; false stacks them.
+        """
+        super().__init__()
+        self.event_shape, size = event_shape, math.prod(event_shape)
+        width, depth = integer("width", width, minimum=1), integer("depth", depth, minimum=0)
+        features = integer("fourier_features", fourier_features, minimum=0)
+        octaves = integer("time_octaves", time_octaves, minimum=0, maximum=16)
+        std = number("fourier_std", fourier_std, above=0)
+        self.residual = boolean("residual", residual)
+        self.register_buffer("frequencies", torch.randn(size, features) * std * math.sqrt(2 / size))
+        self.register_buffer("octaves", 2.0 ** torch.arange(octaves))
+        # two maps and a sum instead of one map of both: a solve has one time for all rows
+        self.of_event = nn.Linear(size + 2 * features, width)
+        self.of_time = nn.Linear(max(1, 2 * octaves), width, bias=False)
+        self.hidden = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
+        self.last = nn.Linear(width, size)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """x (B, ...), t a scalar or (B,) -> (B, ...)."""
+        if condition is not None:
+            raise UserError("network=mlp takes no condition")
+        flat = x.flatten(1)
+        if self.frequencies.shape[1]:
+            phase = flat @ self.frequencies
+            flat = torch.cat([flat, phase.sin(), phase.cos()], 1)
+        t = t.reshape(-1, 1)
+        if len(self.octaves):
+            t = torch.cat([(t * self.octaves).sin(), (t * self.octaves).cos()], 1)
+        h = self.of_event(flat) + self.of_time(t)
+        for layer in self.hidden:
+            step = layer(nn.functional.silu(h))
+            h = h + step if self.residual else step
+        return self.last(nn.functional.silu(h)).reshape(x.shape)

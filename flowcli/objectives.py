@@ -1,0 +1,90 @@
+r"""Training losses of continuous flows, and the law of time that they are estimated with.
+
+Every regression objective is a weight on |F - r|^2 for the same network output F (see `parametrizations`).
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from flowcli.errors import choice
+from flowcli.flows.continuous import LearnedField
+
+END = 1e-5
+"""Times are drawn from [END, 1 - END]: the ends have measure zero, and weights may be infinite there."""
+
+WEIGHTINGS = ("unit", "native")
+
+
+def stratified(n: int, generator: torch.Generator) -> Tensor:
+    """One uniform draw in each of n equal parts of (0, 1), (n,): the variance over time of a batch's loss is gone."""
+    return (torch.rand(n, generator=generator) + torch.arange(n)) / n
+
+
+class Objective(ABC):
+    """A loss and the law of its times."""
+
+    @abstractmethod
+    def prepare(self, field: LearnedField) -> None:
+        """Fit what depends on the field's path, once, before training."""
+
+    @abstractmethod
+    def times(self, n: int, generator: torch.Generator) -> Tensor:
+        """u = 1 - t for a batch, (n,)."""
+
+    @abstractmethod
+    def __call__(
+        self, field: LearnedField, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None
+    ) -> Tensor:
+        """Loss of each pair of ends (B, ...) at u (B,), (B,)."""
+
+
+class FlowMatching(Objective):
+    r"""Conditional flow matching, $E |v_\theta(x_t) - (\alpha' x_1 + \sigma' x_0)|^2$ (arXiv 2210.02747; notes 001 V).
+
+    weighting=unit counts every u alike in |F - r|^2. weighting=native is the loss as the notes write it: the weight is
+    (dv/dF)^2, which diverges like 1/u on VP; half of the times are drawn from that weight itself, so that the estimate
+    keeps a bounded variance.
+    """
+
+    def __init__(self, weighting: str) -> None:
+        """weighting: unit or native."""
+        self.weighting = choice("weighting", weighting, WEIGHTINGS)
+        self._edges = self._cumulative = self._table = None
+
+    def prepare(self, field: LearnedField) -> None:
+        """Tabulate the native weight's law on a grid that is fine at the data end."""
+        if self.weighting == "unit":
+            return
+        edges = torch.logspace(-5, 0, 4097, dtype=torch.float64).clamp(END, 1 - END)
+        middle, width = (edges[1:] * edges[:-1]).sqrt(), edges.diff()
+        mass = self._weight(field, middle) * width
+        # the mixture's mass in each cell: half the uniform law, half the weight's
+        law = (width / width.sum() + mass / mass.sum()) / 2
+        self._edges, self._cumulative = edges, torch.cat([torch.zeros(1).double(), law.cumsum(0)])
+        self._table = (width / width.sum() / law).float()
+
+    def _weight(self, field: LearnedField, u: Tensor) -> Tensor:
+        c = field.path.schedule(field.parametrization.clip(u).to(field.moments.var_1))
+        return field.parametrization.velocity_gain(c, field.moments).square().to(u)
+
+    def times(self, n: int, generator: torch.Generator) -> Tensor:
+        """u, (n,): uniform, or from the mixture by its inverse distribution function."""
+        uniform = stratified(n, generator)
+        if self._cumulative is None:
+            return uniform.clamp(END, 1 - END)
+        position = uniform.double() * self._cumulative[-1]
+        cell = (torch.searchsorted(self._cumulative, position, right=True) - 1).clamp(0, len(self._table) - 1)
+        inside = (position - self._cumulative[cell]) / (self._cumulative[cell + 1] - self._cumulative[cell])
+        return (self._edges[cell] + inside * (self._edges[cell + 1] - self._edges[cell])).float()
+
+    def __call__(
+        self, field: LearnedField, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None
+    ) -> Tensor:
+        """Mean square over the event's coordinates, weighted, (B,)."""
+        loss = field.residual(x_0, x_1, u, condition).square().flatten(1).mean(1)
+        if self._cumulative is None:
+            return loss
+        cell = (torch.searchsorted(self._edges, u.double().cpu(), right=True) - 1).clamp(0, len(self._table) - 1)
+        return self._weight(field, u) * self._table[cell].to(u) * loss

@@ -1,0 +1,83 @@
+"""The pictures of a run: what to compute of a flow for each, and at what price."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowcli import plots
+from flowcli.dataset import Dataset
+from flowcli.flows.base import Flow
+from flowcli.flows.continuous import ContinuousFlow
+from flowcli.solvers import Adaptive, Solver
+
+DENSITY_SIDE = 160
+"""Grid points along each axis of a density picture."""
+PATHS = 300
+PATH_POINTS = 65
+COARSE = 1e-3
+"""Tolerance behind pictures: two digits below what a pixel can show."""
+
+
+def samples(samples: Tensor, data: Tensor, columns: tuple[str, ...] | None, file: Path) -> None:
+    """Data (N, ...) beside samples (M, ...), both in data units."""
+    plots.samples(data.numpy(), samples.numpy(), file, columns=columns, event_shape=tuple(data.shape[1:]))
+
+
+@torch.no_grad()
+def density(flow: Flow, dataset: Dataset, file: Path, *, batch_size: int) -> None:
+    """Density heat map of a flow over two-dimensional data, beside the truth where that is known."""
+    data = dataset.points("test")
+    low, high = data.amin(0), data.amax(0)
+    margin = 0.1 * (high - low)
+    xs, ys = (
+        torch.linspace(float(low[i] - margin[i]), float(high[i] + margin[i]), DENSITY_SIDE, dtype=torch.float64)
+        for i in (0, 1)
+    )
+    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
+    model = coarse(flow).log_prob(grid, batch_size=batch_size).value.cpu()
+    truth = None if dataset.target is None else dataset.target.log_prob(grid)
+    shape = (DENSITY_SIDE, DENSITY_SIDE)
+    plots.density(
+        xs.numpy(),
+        ys.numpy(),
+        model.reshape(shape).numpy(),
+        file,
+        true_log_prob=None if truth is None else truth.reshape(shape).numpy(),
+        columns=dataset.columns,
+    )
+
+
+@torch.no_grad()
+def trajectories(
+    flow: ContinuousFlow, data: Tensor | None, columns: tuple[str, ...] | None, file: Path, *, seed: int
+) -> None:
+    """Paths from noise to data."""
+    way = flow.trajectory(PATHS if math.prod(flow.event_shape) <= 16 else 16, seed=seed, points=PATH_POINTS)
+    plots.trajectories(
+        way.states.cpu().numpy(),
+        way.times.cpu().numpy(),
+        file,
+        data=None if data is None else data.numpy(),
+        columns=columns,
+    )
+
+
+def loss(metrics_file: Path, file: Path) -> None:
+    """Training curves out of metrics.jsonl."""
+    plots.loss([json.loads(line) for line in metrics_file.read_text().splitlines()], file)
+
+
+def coarse(flow: Flow) -> Flow:
+    """The same flow at a tolerance good enough to look at."""
+    if not isinstance(flow, ContinuousFlow):
+        return flow
+    return flow.with_solver(_coarser(flow.solver))
+
+
+def _coarser(solver: Solver) -> Solver:
+    if isinstance(solver, Adaptive) and solver.rtol < COARSE:
+        return Adaptive(solver.method, COARSE, COARSE, solver.time, solver.max_nfe)
+    return solver

@@ -1,0 +1,153 @@
+"""Solving ODEs, by torchdiffeq: fixed grids and adaptive steps behind one call."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from flowcli.errors import JobError, choice, integer, number
+
+State = tuple[Tensor, ...]
+RightHandSide = Callable[[Tensor, State], State]
+
+FIXED = {"euler": 1, "midpoint": 2, "heun3": 3, "rk4": 4}
+"""Fixed-step methods and their evaluations a step, which is also their order."""
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
+TIMES = ("path", "angle")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """States at the requested points, each component (T, ...), and the evaluations of the right-hand side."""
+
+    states: State
+    nfe: int
+
+
+class Solver(ABC):
+    """A method with its settings.
+
+    Attributes:
+        method: torchdiffeq's name of it.
+        time: `path` solves dx/dt in the path's own time, `angle` solves dy/dphi = -F.
+        max_nfe: evaluations after which a solve gives up.
+    """
+
+    method: str
+    time: str
+    max_nfe: int
+
+    @abstractmethod
+    def grid(self, start: float, stop: float, points: int) -> Tensor:
+        """Where the solution is given between two ends (float64): `points` of them, or every step of a fixed grid."""
+
+    @abstractmethod
+    def _options(self, grid: Tensor) -> dict[str, object]:
+        """Keyword arguments of torchdiffeq's odeint."""
+
+    @abstractmethod
+    def _advice(self) -> str:
+        """What to try when a solve fails."""
+
+    def solve(self, rhs: RightHandSide, state: State, grid: Tensor, *, keep: bool = False) -> Solution:
+        """Integrate d state / d s = rhs(s, state) along the grid (T,), up or down; state: tensors of any shape.
+
+        keep: give the state at every point of the grid, not only at its two ends.
+
+        Raises:
+            JobError: steps became too small, values became infinite, or max_nfe was reached; it says where.
+        """
+        nfe, at = 0, float(grid[0])
+
+        def counted(s: Tensor, state: State) -> State:
+            nonlocal nfe, at
+            nfe, at = nfe + 1, float(s)
+            if nfe > self.max_nfe:
+                raise JobError(self._failure(grid, at, f"{self.max_nfe} evaluations (solver.max_nfe) were not enough"))
+            return rhs(s, state)
+
+        grid = grid.to(device=state[0].device, dtype=state[0].dtype)
+        points = grid if keep else grid[[0, -1]]
+        try:
+            states = odeint(counted, state, points, method=self.method, **self._options(grid))
+        except AssertionError as error:  # torchdiffeq's way to say underflow and non-finite values
+            raise JobError(self._failure(grid, at, str(error).split("`")[0].strip())) from error
+        if not all(bool(torch.isfinite(component[-1]).all()) for component in states):
+            raise JobError(self._failure(grid, at, "the solution is not finite"))
+        return Solution(tuple(states), nfe)
+
+    def _failure(self, grid: Tensor, at: float, what: str) -> str:
+        # progress, not s: the variable may be u, w or the angle
+        progress = (at - float(grid[0])) / (float(grid[-1]) - float(grid[0]))
+        return f"solver {self.method} failed {progress:.1%} of the way: {what}; try {self._advice()}"
+
+
+@dataclass(frozen=True)
+class FixedStep(Solver):
+    """Equal steps: euler, midpoint, heun3 (Heun's third-order method) or rk4 (the 3/8 rule)."""
+
+    method: str
+    steps: int
+    time: str
+    max_nfe: int
+
+    def __post_init__(self) -> None:
+        choice("method", self.method, FIXED)
+        choice("time", self.time, TIMES)
+        object.__setattr__(self, "steps", integer("steps", self.steps, minimum=1))
+        object.__setattr__(self, "max_nfe", integer("max_nfe", self.max_nfe, minimum=1))
+        if self.steps * FIXED[self.method] > self.max_nfe:
+            need = self.steps * FIXED[self.method]
+            raise ValueError(f"steps={self.steps} of {self.method} take {need} evaluations; max_nfe={self.max_nfe} allows fewer")
+
+    def grid(self, start: float, stop: float, points: int) -> Tensor:
+        """Every step: steps + 1 points."""
+        return torch.linspace(start, stop, self.steps + 1, dtype=torch.float64)
+
+    def _options(self, grid: Tensor) -> dict[str, object]:
+        # handing over the grid: a step_size of 1/N can round to N + 1 steps
+        return {"options": {"grid_constructor": lambda func, y0, t: grid}}
+
+    def _advice(self) -> str:
+        return "more solver.steps, or an adaptive solver (solver=dopri5)"
+
+
+@dataclass(frozen=True)
+class Adaptive(Solver):
+    """Steps chosen for a tolerance: dopri5, dopri8, bosh3 or adaptive_heun. The error norm couples the rows of a chunk."""
+
+    method: str
+    rtol: float
+    atol: float
+    time: str
+    max_nfe: int
+
+    def __post_init__(self) -> None:
+        choice("method", self.method, ADAPTIVE)
+        choice("time", self.time, TIMES)
+        for name in ("rtol", "atol"):
+            object.__setattr__(self, name, number(name, getattr(self, name), above=0, maximum=1))
+        object.__setattr__(self, "max_nfe", integer("max_nfe", self.max_nfe, minimum=10))
+
+    def grid(self, start: float, stop: float, points: int) -> Tensor:
+        """`points` points, both ends among them."""
+        return torch.linspace(start, stop, points, dtype=torch.float64)
+
+    def _options(self, grid: Tensor) -> dict[str, object]:
+        # step_t: land on the last point; torchdiffeq would step over it, out of [0, 1], and interpolate back
+        return {"rtol": self.rtol, "atol": self.atol, "options": {"step_t": grid[-1:]}}
+
+    def _advice(self) -> str:
+        other = "" if self.time == "angle" else ", solver.time=angle"
+        return f"a larger solver.rtol and solver.atol (now {self.rtol:g}, {self.atol:g}){other}, a fixed-step solver, or dtype=float64"
+
+
+def tightened(solver: Solver) -> Solver:
+    """The same method with ten times tighter tolerances, or twice the steps: what a resolved number must survive."""
+    if isinstance(solver, Adaptive):
+        return Adaptive(solver.method, solver.rtol / 10, solver.atol / 10, solver.time, solver.max_nfe * 10)
+    assert isinstance(solver, FixedStep)
+    return FixedStep(solver.method, solver.steps * 2, solver.time, solver.max_nfe * 2)

@@ -1,0 +1,238 @@
+"""`flowcli train`: data, flow, training, evaluation, pictures; all of it into one run folder."""
+
+import copy
+import json
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from flowcli import build, console, pictures
+from flowcli.dataset import Dataset
+from flowcli.engine import Progress, TrainingData
+from flowcli.errors import Interrupted
+from flowcli.flows.base import Flow
+from flowcli.flows.continuous import ContinuousFlow, LearnedField
+from flowcli.provenance import environment
+from flowcli.run import RunFolder, find_checkpoint, write_json
+
+METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+
+
+def check(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Build every job's objects and open its data, each different data set once.
+
+    Raises:
+        UserError: what is wrong, before anything is written.
+    """
+    opened: dict[str, Dataset] = {}
+    for config in configs:
+        training = build.training(config, build.mathematics(config).model)
+        build.evaluation(config)
+        node = json.dumps(config.get("data"), sort_keys=True, default=str)
+        if node not in opened:
+            opened[node] = build.source(config).load()
+        flow = build.new_flow(config, opened[node])
+        if training.objective is not None:
+            build.learned_field(flow)
+
+
+def run(config: Mapping[str, Any], folder: Path) -> float | None:
+    """Train, evaluate and draw; return the test NLL, for sweepers that optimise it.
+
+    Raises:
+        JobError: the training failed.
+        Interrupted: a signal stopped it, after a checkpoint was written.
+    """
+    dataset = build.source(config).load()
+    flow = build.new_flow(config, dataset)
+    write_json(folder / "data.json", dataset.source)
+    write_json(folder / "environment.json", environment(flow.start.mean.device))
+    metrics = _train(config, dataset, flow, folder)
+    best = find_checkpoint(folder, "best")
+    flow.load_state_dict(best.tensors("ema"))  # what --ckpt will open: the figures are those of that flow
+    metrics["best_step"] = best.description["step"]
+    return _evaluate(config, dataset, flow, folder, metrics)
+
+
+# ---------------------------------------------------------------- training
+def _train(config: Mapping[str, Any], dataset: Dataset, flow: ContinuousFlow, folder: Path) -> dict[str, Any]:
+    """Train the flow's field, or save it as it is where there is nothing to train."""
+    training = build.training(config, build.mathematics(config).model)
+    description = _description(config, dataset, folder)
+    if training.objective is None:
+        weights = {"raw": flow.state_dict(), "ema": flow.state_dict()}
+        _save(RunFolder(folder), 0, weights, config, description, state={"step": 0}, best=True)
+        return {"step": 0}
+    field, trainer = build.learned_field(flow), training.trainer
+    progress, average, offsets = _resumed(config, flow, folder)
+    data = _training_data(dataset, flow)
+    earlier = torch.get_num_threads()
+    torch.set_num_threads(trainer.choose_threads(flow.trainable_parameters()))
+    try:
+        with _signals() as received, console.TrainingProgress(trainer.steps) as shown:
+            observer = _Observer(RunFolder(folder), config, description, flow, shown, received, offsets)
+            _, ending = trainer.fit(
+                field,
+                training.objective,
+                training.coupling,
+                build.base(config, flow.event_shape),
+                data,
+                seed=build.seed(config),
+                observer=observer,
+                progress=progress,
+                average=average,
+            )
+            observer.close()
+    finally:
+        torch.set_num_threads(earlier)
+    if ending == "stopped":
+        raise Interrupted(received[0], f"stopped at step {progress.step}; go on with: flowcli train --resume {folder}")
+    if ending == "max_time":
+        console.console().print(f"trainer.max_time: stopped at step {progress.step} of {trainer.steps}")
+    seconds = progress.seconds
+    return {"step": progress.step, "train_seconds": seconds, "steps_per_second": progress.step / max(seconds, 1e-9)}
+
+
+def _description(config: Mapping[str, Any], dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself, so that it can be opened without its data."""
+    asked = folder / ".hydra" / "choices.yaml"
+    return {
+        "event_shape": list(dataset.event_shape),
+        "columns": None if dataset.columns is None else list(dataset.columns),
+        "discrete": dataset.discrete,
+        "choices": yaml.safe_load(asked.read_text()) if asked.is_file() else {},
+    }
+
+
+def _training_data(dataset: Dataset, flow: ContinuousFlow) -> TrainingData:
+    """The splits in model units, in the flow's dtype, on its device."""
+    transform = flow.transform
+
+    def to_model(x: torch.Tensor) -> torch.Tensor:
+        return transform(x.to(transform.scale)).to(flow.dtype)
+
+    jitter = None if dataset.bin_width is None else (dataset.bin_width.to(transform.scale) / transform.scale).to(flow.dtype)
+    return TrainingData(to_model(dataset.train), to_model(dataset.points("validation")), jitter)
+
+
+def _resumed(
+    config: Mapping[str, Any], flow: ContinuousFlow, folder: Path
+) -> tuple[Progress, LearnedField | None, dict[str, int]]:
+    """Load the last checkpoint into the flow; the progress, the averaged field and the lengths of the logs then."""
+    if not config.get("resume") or not (folder / "checkpoints" / "last").is_file():
+        return Progress(), None, {METRICS: 0, TIMINGS: 0}
+    checkpoint = find_checkpoint(folder, "last")
+    # one module holds either set of weights: first the average, whose field is copied out, then the raw ones
+    flow.load_state_dict(checkpoint.tensors("ema"))
+    average = copy.deepcopy(build.learned_field(flow))
+    flow.load_state_dict(checkpoint.tensors("raw"))
+    state = checkpoint.state()
+    offsets = state.pop("offsets")
+    return Progress(**state), average, offsets
+
+
+class _Observer:
+    """Writes the logs and checkpoints of a training, shows its progress, hears signals."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: Mapping[str, Any],
+        description: dict[str, Any],
+        flow: Flow,
+        shown: console.TrainingProgress,
+        received: list[int],
+        offsets: dict[str, int],
+    ) -> None:
+        self._folder, self._config, self._description = folder, config, description
+        self._flow, self._shown, self._received = flow, shown, received
+        self._lines = {name: folder.lines(name, offset) for name, offset in offsets.items()}
+
+    def logged(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
+        self._lines[METRICS].append(record)
+        self._lines[TIMINGS].append(timing)
+        self._shown.update(record)
+
+    def checkpoint(self, progress: Progress, model: LearnedField, average: LearnedField, *, best: bool) -> None:
+        raw = self._flow.state_dict()
+        averaged = raw | {f"field.{name}": value for name, value in average.state_dict().items()}
+        state = vars(progress) | {"offsets": {name: lines.sync() for name, lines in self._lines.items()}}
+        weights = {"raw": raw, "ema": averaged}
+        _save(self._folder, progress.step, weights, self._config, self._description, state=state, best=best)
+
+    def should_stop(self) -> bool:
+        return bool(self._received)
+
+    def close(self) -> None:
+        for lines in self._lines.values():
+            lines.close()
+
+
+def _save(
+    folder: RunFolder,
+    step: int,
+    weights: Mapping[str, Mapping[str, torch.Tensor]],
+    config: Mapping[str, Any],
+    description: Mapping[str, Any],
+    *,
+    state: Mapping[str, Any],
+    best: bool,
+) -> None:
+    kept = {key: value for key, value in config.items() if key not in ("resume", "trust")}
+    folder.save_checkpoint(step, weights=weights, config=kept, description=description, state=state, best=best)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM for the loop to see between two steps; a second one stops at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signum)
+
+    earlier = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)
+
+
+# ---------------------------------------------------------------- evaluation
+@torch.no_grad()
+def _evaluate(
+    config: Mapping[str, Any], dataset: Dataset, flow: ContinuousFlow, folder: Path, metrics: dict[str, Any]
+) -> float | None:
+    """Measure on the test split, draw, write the final figures and show them."""
+    evaluation, seed = build.evaluation(config), build.seed(config)
+    found, samples = evaluation(flow, dataset, seed=seed)
+    np.save(folder / "samples.npy", samples.numpy())
+    data = dataset.points("test")
+    pictures.samples(samples, data, dataset.columns, folder / "samples.png")
+    pictures.trajectories(flow, data, dataset.columns, folder / "trajectories.png", seed=seed)
+    if dataset.event_shape == (2,) and "nll" in found:
+        pictures.density(flow, dataset, folder / "density.png", batch_size=evaluation.batch_size)
+    if (folder / METRICS).is_file():
+        pictures.loss(folder / METRICS, folder / "loss.png")
+    metrics = found | metrics
+    RunFolder(folder).finish(metrics)
+    console.closing_table(console.metric_rows(metrics), f"test split, {len(dataset.test):,} rows")
+    if "nll_missing" in metrics:
+        console.console().print(f"no likelihood: {metrics['nll_missing']}")
+    console.console().print(f"run  {folder}")
+    nll = metrics.get("nll", math.nan)
+    return float(nll) if math.isfinite(nll) else None

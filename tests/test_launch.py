@@ -1,0 +1,464 @@
+"""The hand-over to Hydra, through the command line, with a toy conf/ and toy tasks (see conftest.py)."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPOSITORY, Tasks
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowcli import cli, launch, run, trust
+from flowcli.errors import Interrupted, JobError, UserError
+
+pytestmark = pytest.mark.usefixtures("toy_conf")
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def flowcli(capfd: Captured) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line; return the exit status, stdout and stderr."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        status = cli.main(list(words))
+        return status, *capfd.readouterr()
+
+    return call
+
+
+def train_for_real(config: dict[str, Any], folder: Path) -> None:
+    """A toy task that leaves a checkpoint as flowcli.run lays it out."""
+    choices = run.read_config(folder / ".hydra" / "choices.yaml")
+    run.RunFolder(folder).save_checkpoint(
+        1, weights={}, config=config, description={"choices": choices}, state={}, best=True
+    )
+
+
+@pytest.fixture
+def trained(tasks: Tasks, flowcli: Any) -> str:
+    """A trained run, outputs/r: path=vp, model.hidden=32, solver.rtol=1e-3, seed=4."""
+    tasks.run = train_for_real
+    words = ("path=vp", "model.hidden=32", "solver.rtol=1e-3", "seed=4", "hydra.run.dir=outputs/r")
+    assert flowcli("train", *words)[0] == 0
+    tasks.run = lambda config, folder: None
+    tasks.checked.clear()
+    tasks.ran.clear()
+    return "outputs/r"
+
+
+# ---------------------------------------------------------------- one run
+def test_a_run_gets_the_resolved_config_and_its_folder(tasks: Tasks, flowcli: Any) -> None:
+    status, out, err = flowcli("train", "path=vp", "trainer.steps=1e4", "hydra.run.dir=outputs/r")
+    assert (status, out, err) == (0, "", "")
+    ((config, folder),) = tasks.ran
+    assert folder.resolve() == Path("outputs/r").resolve()
+    assert config["path"] == {"_target_": "toy.VP", "beta_min": 0.1, "beta_max": 20.0}
+    assert config["trainer"]["steps"] == 1e4 and config["resume"] is False and config["trust"] == []
+    assert "hydra" not in config
+    assert tasks.checked == [config]
+    assert yaml.safe_load((folder / ".hydra" / "resolved.yaml").read_text()) == config
+    choices = yaml.safe_load((folder / ".hydra" / "choices.yaml").read_text())
+    assert choices["path"] == "vp" and choices["experiment"] is None
+    assert not any(group.startswith("hydra") for group in choices)
+
+
+def test_the_default_folder_is_in_outputs_train(tasks: Tasks, flowcli: Any) -> None:
+    assert flowcli("train")[0] == 0
+    (_, folder) = tasks.ran[0]
+    assert folder.parent.resolve() == Path("outputs/train").resolve()
+
+
+def test_the_process_is_given_back_as_it_was(tasks: Tasks, flowcli: Any, trained: str) -> None:
+    from hydra.core.global_hydra import GlobalHydra
+
+    logging.getLogger().addHandler(mine := logging.NullHandler())
+    state = sys.argv, dict(os.environ), logging.getLogger().handlers[:], logging.getLogger().level
+    for words in (["train"], ["train", "path=nope"], ["sample", "--ckpt", trained], ["train", "-m", "seed=1,2"]):
+        flowcli(*words)
+        assert (sys.argv, dict(os.environ), logging.getLogger().handlers, logging.getLogger().level) == state
+        assert not GlobalHydra.instance().is_initialized()
+    assert "_ckpt" not in flowcli("train", "path=nope")[2]  # the frozen options of an earlier call are gone
+    assert flowcli("train", "path=_ckpt")[0] == 2
+    logging.getLogger().removeHandler(mine)
+
+
+def test_a_run_folder_is_not_overwritten(tasks: Tasks, flowcli: Any, trained: str) -> None:
+    status, _, err = flowcli("train", "hydra.run.dir=outputs/r")
+    assert status == 2 and "holds a run already" in err and "--resume outputs/r" in err
+    assert flowcli("train", "-m", "seed=1,2", "hydra.sweep.dir=outputs/s")[0] == 0
+    assert flowcli("train", "-m", "seed=1,2", "hydra.sweep.dir=outputs/s")[0] == 2
+
+
+# ---------------------------------------------------------------- wrong input: one line, exit 2, nothing written
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["path.sigma_mn=1"], "path.sigma_mn: no such key (path has: sigma_min); did you mean path.sigma_min?"),
+        (["path=ott"], "path=ott: no such option (have: none, ot, vp); did you mean path=ot?"),
+        (["pth=vp"], "did you mean path?"),
+        (["sede=1"], "did you mean seed?"),
+        (["model.width=5"], "did you mean network.width?"),
+        (["+experimnt=tiny"], "+experimnt=tiny: nothing reads the key 'experimnt'; did you mean experiment?"),
+        (["path", "ot"], "'path' is not key=value; write path=OPTION, one of none, ot, vp"),
+        (["nonsense"], "'nonsense' is not key=value"),
+        (["trainer.lr=["], "cannot read the override 'trainer.lr=['"),
+        (["path=ot,vp"], "path=ot,vp is a sweep: add -m to run each, or write path=[ot,vp] for a list"),
+        (["-m", "path=ot,vpp"], "did you mean path=vp?"),
+        (["-m", "seed=0,1", "path.sigma_mn=1"], "did you mean path.sigma_min?"),
+        (["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
+        (["seed=???"], "seed: a value is required"),
+        (["seed='\\${x}'"], "seed: a value may not hold '${'"),
+        (["hydra/launcher=nope"], "is its plugin installed?"),
+        (["-cn", "trian"], "did you mean train?"),
+        (["resume=true"], "use the flag --resume"),
+        (["trust=[os.system]"], "use the flag --trust"),
+        (["--trust", "os"], "want the full name of a class"),
+        (["--resolve"], "add --cfg job"),
+        (["-m", "--cfg", "job"], "leave out --multirun"),
+        (["model._target_=os.system"], "'os.system' belongs to Python itself"),
+        (["hydra.run.dir=FILE/x"], "not a directory"),
+        (["--resume", "outputs/none"], "--resume outputs/none: no such file or folder"),
+    ],
+)
+def test_wrong_input(words: list[str], message: str, tasks: Tasks, flowcli: Any) -> None:
+    Path("FILE").touch()
+    status, out, err = flowcli("train", *words)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("flowcli train: error: ") and message in err
+    assert tasks.ran == [] and sorted(os.listdir()) == ["FILE"]
+
+
+def test_a_damaged_config_of_the_users_own(tasks: Tasks, flowcli: Any) -> None:
+    (Path("mine") / "path").mkdir(parents=True)
+    Path("mine/path/bad.yaml").write_text("_target_: [\n")
+    status, _, err = flowcli("train", "-cd", "mine", "path=bad")
+    assert (status, err.count("\n")) == (2, 1) and "bad.yaml" in err
+
+
+def test_what_the_check_refuses_leaves_no_folder(tasks: Tasks, flowcli: Any) -> None:
+    def check(configs: list[dict[str, Any]]) -> None:
+        if any(config["seed"] < 0 for config in configs):
+            raise UserError("seed must be a whole number >= 0, got -1")
+
+    tasks.check = check
+    for words in (["seed=-1"], ["-m", "seed=0,-1"]):
+        assert flowcli("train", *words) == (2, "", "flowcli train: error: seed must be a whole number >= 0, got -1\n")
+    assert os.listdir() == []
+
+
+def test_every_value_of_a_large_sweep_is_checked(tasks: Tasks, flowcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "MAX_PREFLIGHT", 3)
+    status, _, err = flowcli("train", "-m", "path=ot,vp,vpp", "seed=range(5)")
+    assert status == 2 and "did you mean path=vp?" in err
+
+
+# ---------------------------------------------------------------- failures inside a job
+def fail(config: dict[str, Any], folder: Path) -> float:
+    """Fail as config.crash says."""
+    match config["crash"]:
+        case "user":
+            raise UserError("the file is gone")
+        case "job":
+            raise JobError("non-finite loss at step 3; try trainer.lr=1e-4")
+        case "stop":
+            raise Interrupted(15, f"stopped at step 7; go on with flowcli train --resume {folder}")
+        case "key":
+            raise KeyboardInterrupt
+        case "bug":
+            raise RuntimeError("boom\nsecond line")
+    return 1.0
+
+
+@pytest.mark.parametrize(
+    ("crash", "status", "message"),
+    [
+        ("user", 2, "error: the file is gone\n"),
+        ("job", 1, "error: non-finite loss at step 3; try trainer.lr=1e-4\n"),
+        ("bug", 1, "error: RuntimeError: boom second line; the traceback is in outputs/r/train.log\n"),
+        ("stop", 143, "stopped at step 7; go on with flowcli train --resume "),
+        ("key", 130, "interrupted\n"),
+    ],
+)
+def test_failures(crash: str, status: int, message: str, tasks: Tasks, flowcli: Any) -> None:
+    tasks.run = fail
+    got, out, err = flowcli("train", f"crash={crash}", "hydra.run.dir=outputs/r")
+    assert (got, out, err.count("\n")) == (status, "", 1), err
+    assert err.startswith(f"flowcli train: {message}")
+    if crash in ("user", "job", "bug"):
+        (record,) = run.collect([Path("outputs/r")])
+        assert record.status == "failed" and record.reason in err
+        assert ("Traceback" in Path("outputs/r/train.log").read_text()) == (crash != "user")
+
+
+def test_full_error_shows_the_traceback(tasks: Tasks, flowcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    tasks.run = fail
+    status, _, err = flowcli("train", "crash=bug")
+    assert status == 1 and "Traceback" in err and "in fail" in err
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_a_sweep_goes_on_and_lists_its_failed_cells(tasks: Tasks, flowcli: Any) -> None:
+    tasks.run = fail
+    status, out, err = flowcli("train", "-m", "crash=null,job,bug,null", "seed=1", "hydra.sweep.dir=outputs/s")
+    assert status == 1
+    assert [config["crash"] for config, _ in tasks.ran] == [None, "job", "bug", None]
+    assert "#3 : crash=null seed=1" in out and "Error executing job" not in err
+    assert err.endswith(
+        "flowcli train: 2 of 4 jobs failed:\n"
+        "  outputs/s/1 (crash=job seed=1): non-finite loss at step 3; try trainer.lr=1e-4\n"
+        "  outputs/s/2 (crash=bug seed=1): RuntimeError: boom second line; the traceback is in outputs/s/2/train.log\n"
+    )
+    assert [record.status for record in run.collect([Path("outputs/s")])] == [
+        "unfinished",
+        "failed",
+        "failed",
+        "unfinished",
+    ]
+
+
+def test_a_signal_ends_the_sweep(tasks: Tasks, flowcli: Any) -> None:
+    tasks.run = fail
+    status, _, err = flowcli("train", "-m", "crash=null,stop,null")
+    assert status == 143 and len(tasks.ran) == 2 and "--resume" in err
+
+
+def test_an_experiment_may_be_a_sweep(tasks: Tasks, flowcli: Any) -> None:
+    assert flowcli("train", "experiment=paths", "seed=7")[0] == 0
+    assert [(config["path"]["_target_"], config["seed"]) for config, _ in tasks.ran] == [("toy.OT", 7), ("toy.VP", 7)]
+    assert tasks.checked == [config for config, _ in tasks.ran]
+
+
+# ---------------------------------------------------------------- printing configs
+def test_cfg_prints_nothing_but_yaml(tasks: Tasks, flowcli: Any, trained: str) -> None:
+    status, out, err = flowcli("train", "experiment=tiny", "--cfg", "job")
+    assert (status, err) == (0, "")
+    shown = yaml.safe_load(out)
+    assert shown["path"]["_target_"] == "toy.VP" and shown["trainer"]["steps"] == 5
+    out = flowcli("sample", "--ckpt", trained, "n=5", "--cfg", "job", "--resolve")[1]
+    shown = yaml.safe_load(out)
+    assert shown["n"] == 5 and shown["model"]["hidden"] == 32 and shown["ckpt"] == trained
+    assert yaml.safe_load(flowcli("train", "--cfg", "job", "-p", "path")[1]) == {
+        "_target_": "toy.OT",
+        "sigma_min": 1e-4,
+    }
+    assert "path: vp" in flowcli("train", "path=vp", "--info", "defaults-tree")[1]
+    assert tasks.ran == []
+
+
+def test_a_model_may_bring_its_objective_along_and_the_user_has_the_last_word(tasks: Tasks, flowcli: Any) -> None:
+    shown = yaml.safe_load(flowcli("train", "model=oracle", "--cfg", "job")[1])
+    assert shown["objective"] == {"_target_": "toy.NoObjective"} and shown["model"] == {"_target_": "toy.Oracle"}
+    for words in (["model=oracle", "objective=fm"], ["objective=fm", "model=oracle"]):
+        assert yaml.safe_load(flowcli("train", *words, "--cfg", "job")[1])["objective"]["_target_"] == "toy.FM"
+
+
+def test_a_config_folder_of_the_users_own(tasks: Tasks, flowcli: Any) -> None:
+    (Path("my conf") / "path").mkdir(parents=True)
+    Path("my conf/path/my.yaml").write_text("_target_: mine.Path\nsigma: 1.0\n")
+    Path("my conf/exp.yaml").write_text("defaults: [train, {override path: my}, _self_]\ntrainer: {steps: 2}\n")
+    assert flowcli("train", "-cd", "my conf", "path=my")[0] == 0
+    assert flowcli("train", "-cd", "my conf", "-cn", "exp")[0] == 0
+    for config, _ in tasks.ran:
+        assert config["path"] == {"_target_": "mine.Path", "sigma": 1.0} and config["trust"] == ["mine.Path"]
+    assert tasks.ran[1][0]["trainer"]["steps"] == 2
+
+
+# ---------------------------------------------------------------- starting from a checkpoint
+def test_a_checkpoint_keeps_its_config_when_conf_changes(
+    tasks: Tasks, flowcli: Any, trained: str, toy_conf: Path
+) -> None:
+    (toy_conf / "path" / "vp.yaml").unlink()
+    (toy_conf / "model" / "cnf.yaml").write_text("_target_: toy.CNF\nhidden: 999\nact: silu\n")
+    (toy_conf / "solver" / "euler.yaml").write_text("_target_: toy.Euler\nsteps: 7\n")
+    assert flowcli("sample", "--ckpt", trained, "n=5") == (0, "", "")
+    config, folder = tasks.ran[0]
+    assert config["model"] == {"_target_": "toy.CNF", "hidden": 32} and config["path"]["_target_"] == "toy.VP"
+    assert config["solver"] == {"_target_": "toy.Dopri5", "rtol": 1e-3, "atol": 1e-5}
+    assert (config["n"], config["seed"], config["ckpt"], config["weights"]) == (5, 0, trained, "ema")
+    assert folder.parent.resolve() == Path("outputs/sample").resolve()
+
+    flowcli("sample", "--ckpt", trained, "solver=euler", "--weights", "raw", "--which", "last", "--out", "x.csv")
+    config = tasks.ran[1][0]
+    assert config["solver"] == {"_target_": "toy.Euler", "steps": 7}  # switched whole, nothing left over
+    assert (config["weights"], config["which"], config["out"]) == ("raw", "last", "x.csv")
+
+    assert flowcli("sample", "--ckpt", trained, "-m", "solver=euler,_ckpt", "n=1,2")[0] == 0
+    assert [config["solver"]["_target_"] for config, _ in tasks.ran[2:]] == 2 * ["toy.Euler"] + 2 * ["toy.Dopri5"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("path=ot", "path belongs to training and is fixed in a checkpoint"),
+        ("model.hidden=5", "model belongs to training"),
+        ("+model.hidden=5", "model belongs to training"),
+        ("~path", "path belongs to training"),
+        ("modle=5", "modle: no such key"),
+        ("slover=euler", "did you mean solver?"),
+        ("solver.rtl=1", "did you mean solver.rtol?"),
+        ("ckpt=other", "use the flag --ckpt"),
+    ],
+)
+def test_what_belongs_to_training_stays(word: str, message: str, tasks: Tasks, flowcli: Any, trained: str) -> None:
+    for more in ([], ["--cfg", "job"]):
+        status, out, err = flowcli("sample", "--ckpt", trained, word, *more)
+        assert (status, out, err.count("\n")) == (2, "", 1) and message in err
+    assert tasks.ran == []
+
+
+def test_data_of_a_checkpoint_hints_at_input(tasks: Tasks, flowcli: Any, trained: str, toy_conf: Path) -> None:
+    (toy_conf / "data").mkdir()
+    (toy_conf / "data" / "table.yaml").write_text("_target_: toy.Table\n")
+    assert "likelihood --ckpt RUN input=FILE" in flowcli("likelihood", "--ckpt", trained, "data.path=x.csv")[2]
+
+
+@pytest.mark.parametrize("name", ["a b, 'c'={x}", 'quo"te', "back\\", "ünï", "[1,2]", "=", "a,b", "$HOME", "null"])
+def test_awkward_paths(name: str, tasks: Tasks, flowcli: Any, trained: str) -> None:
+    shutil.copytree(trained, f"outputs/{name}")
+    status, _, err = flowcli("sample", "--ckpt", f"outputs/{name}", "--out", f"{name}.npy")
+    assert (status, err) == (0, "")
+    assert (tasks.ran[0][0]["ckpt"], tasks.ran[0][0]["out"]) == (f"outputs/{name}", f"{name}.npy")
+    assert flowcli("train", "--resume", f"outputs/{name}")[0] == 0
+    assert tasks.ran[1][1].resolve() == Path(f"outputs/{name}").resolve()
+    assert flowcli("sample", "--ckpt", "outputs/${x}")[0] == 2
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs", "Cc"]), min_size=1))
+def test_quote_survives_hydras_parser(text: str) -> None:
+    if "${" in text:
+        with pytest.raises(UserError):
+            launch.quote(text)
+        return
+    (override,) = launch._parse([f"key={launch.quote(text)}"])
+    assert str(override.value()) == text
+
+
+def test_a_strangers_checkpoint_gives_no_trust_and_steers_no_hydra(tasks: Tasks, flowcli: Any, trained: str) -> None:
+    (file,) = Path(trained).glob("checkpoints/step-*/config.yaml")
+    config = yaml.safe_load(file.read_text())
+    evil = {"hydra": {"callbacks": {"x": {"_target_": "os.system"}}}, "trust": ["os.system"], "ckpt": "/etc"}
+    file.write_text(yaml.safe_dump({**config, **evil}))
+    assert flowcli("sample", "--ckpt", trained)[0] == 0
+    config = tasks.ran[0][0]
+    assert config["trust"] == [] and config["ckpt"] == trained and "hydra" not in config
+    assert flowcli("sample", "--ckpt", trained, "--trust", "mine.Net")[0] == 0
+    assert tasks.ran[1][0]["trust"] == ["mine.Net"]
+
+    for bad in ({"solver": {"defaults": ["x"]}}, {"defaults": ["x"]}, {"path": "ot"}, {"seed": "${oc.env:HOME}"}):
+        file.write_text(yaml.safe_dump({**config, **bad}))
+        status, _, err = flowcli("sample", "--ckpt", trained)
+        assert (status, err.count("\n")) == (2, 1), err
+
+
+# ---------------------------------------------------------------- going on with a run
+def test_resume_keeps_the_frozen_config_and_the_folder(
+    tasks: Tasks, flowcli: Any, trained: str, toy_conf: Path
+) -> None:
+    (toy_conf / "model" / "cnf.yaml").write_text("_target_: toy.CNF\nhidden: 999\n")
+    before = {file.name: file.read_bytes() for file in Path(trained, ".hydra").iterdir()}
+    status, _, err = flowcli("train", "--resume", trained, "trainer.steps=200", "trainer.max_time=60", "logger=csv")
+    assert (status, err) == (0, "")
+    config, folder = tasks.ran[0]
+    assert folder.resolve() == Path(trained).resolve()
+    assert config["resume"] is True and config["model"]["hidden"] == 32 and config["seed"] == 4
+    assert (config["trainer"]["steps"], config["trainer"]["max_time"]) == (200, 60)
+    assert config["logger"] == {"_target_": "toy.CSV"}
+    assert {file.name: file.read_bytes() for file in Path(trained, ".hydra").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "words", [["trainer.lr=1"], ["path=ot"], ["seed=1"], ["hydra.run.dir=x"], ["-m"], ["-cn", "train"]]
+)
+def test_resume_changes_nothing_else(words: list[str], tasks: Tasks, flowcli: Any, trained: str) -> None:
+    status, _, err = flowcli("train", "--resume", trained, *words)
+    assert (status, err.count("\n")) == (2, 1) and "--resume" in err and tasks.ran == []
+
+
+def test_resume_of_a_run_that_was_stopped_before_its_first_checkpoint(tasks: Tasks, flowcli: Any) -> None:
+    assert flowcli("train", "seed=3", "hydra.run.dir=outputs/early")[0] == 0
+    assert flowcli("train", "--resume", "outputs/early")[0] == 0
+    config, folder = tasks.ran[1]
+    assert config["seed"] == 3 and config["resume"] is True and folder.name == "early"
+
+
+# ---------------------------------------------------------------- workers in processes of their own
+SITE = """
+import os, sys, types
+from pathlib import Path
+
+def run(config, folder):
+    from flowcli.errors import JobError
+    Path(folder, "pid").write_text(f"{os.getpid()} {config['path']['_target_']} {config['model']['hidden']}")
+    if config["seed"] == 1:
+        raise JobError("non-finite loss at step 3")
+    if config["seed"] == 2:
+        raise RuntimeError("boom")
+
+from flowcli import trust
+trust.conf_dir = lambda: Path(os.environ["TOY_CONF"])
+for verb in ("train", "sample"):
+    module = types.ModuleType(f"flowcli.tasks.{verb}")
+    module.check, module.run = (lambda configs: None), run
+    sys.modules[module.__name__] = module
+"""
+
+
+@pytest.mark.slow
+def test_joblib_workers(tasks: Tasks, flowcli: Any, trained: str, toy_conf: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)  # run by every Python process, the workers too
+    path = os.pathsep.join([str(tmp_path / "site"), str(REPOSITORY)])
+    environment = {**os.environ, "PYTHONPATH": path, "TOY_CONF": str(toy_conf)}
+
+    def start(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flowcli", *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    done = start("train", "-m", "path=ot,vp", "seed=0,1,2", "hydra.sweep.dir=outputs/s")
+    assert done.returncode == 1, done.stderr
+    assert "4 of 6 jobs failed:\n  outputs/s/1 (path=ot seed=1): non-finite loss at step 3\n" in done.stderr
+    assert "Traceback" not in done.stderr and "Traceback" in Path("outputs/s/2/train.log").read_text()
+    assert len({Path(f"outputs/s/{n}/pid").read_text().split()[0] for n in range(6)}) >= 2
+
+    done = start("sample", "--ckpt", trained, "-m", "n=1,2", "hydra.sweep.dir=outputs/t")  # frozen options travel, too
+    assert done.returncode == 0, done.stderr
+    assert [Path(f"outputs/t/{n}/pid").read_text().split()[1:] for n in range(2)] == 2 * [["toy.VP", "32"]]
+
+
+# ---------------------------------------------------------------- trust
+def test_shipped_targets_are_those_of_a_yaml_reader(toy_conf: Path) -> None:
+    (toy_conf / "model" / "odd.yaml").write_text(
+        "# _target_: not.this\n_target_: 'a.Quoted' # nor _target_: this.one\nnet: {_target_: b.Flow, x: [{\"_target_\": c.List}]}\n"
+    )
+    read = {name for file in toy_conf.rglob("*.yaml") for name in trust.targets(yaml.safe_load(file.read_text()))}
+    assert trust.shipped_targets() == read and {"a.Quoted", "b.Flow", "c.List"} <= read
+
+
+def test_targets_are_compared_whole() -> None:
+    trust.refuse_untrusted({"a": [{"_target_": "toy.OT"}, {"b": {"_target_": "mine.Net"}}]}, {"mine.Net"})
+    for name in ("toy.OTT", "toy", "toy.OT.system", "mine.Net", "flowcli.run.os.system", "os.system", 3, ["toy.OT"]):
+        with pytest.raises(UserError, match="--trust"):
+            trust.refuse_untrusted({"a": [{"b": {"_target_": name}}]}, ())
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "flowcli.run.os.system", "subprocess.Popen", "flowcli.run.Path", "flowcli.run.collect", "nope.X",
+             "flowcli.nope", "builtins.eval", "flowcli.run.shutil.rmtree"]
+)  # fmt: skip
+def test_nothing_but_classes_outside_of_python_itself_is_located(name: str) -> None:
+    with pytest.raises(UserError, match="_target_"):
+        trust.locate(name)
+
+
+def test_locate() -> None:
+    assert trust.locate("flowcli.run.RunFolder") is run.RunFolder
