@@ -24,7 +24,7 @@ from flowcli.flows.continuous import LearnedField, Parts
 from flowcli.objectives import Objective
 from flowcli.paths import Path as ProbabilityPath
 from flowcli.randomness import generator
-from flowcli.run import Checkpoint, find_checkpoint
+from flowcli.run import POINTERS, WEIGHTS, Checkpoint, find_checkpoint
 from flowcli.solvers import Solver
 from flowcli.transforms import Affine
 
@@ -57,9 +57,12 @@ def construct(node: Mapping[str, Any] | None, group: str, **given: Any) -> Any:
         raise UserError(f"{group}: {error}") from error
     try:
         return made(**values, **given)
-    except ValueError as error:  # the constructor's own words begin with its parameter's name
-        named = any(str(error).startswith(key) for key in values)
-        raise UserError(f"{group}{'.' if named else ': '}{error}") from error
+    except ValueError as error:
+        text = str(error)
+        if text.startswith(f"{group}."):
+            raise UserError(text) from error
+        named = any(text.startswith(key) for key in values)  # the constructor's words begin with its parameter's name
+        raise UserError(f"{group}{'.' if named else ': '}{text}") from error
 
 
 def _expect(kind: type, made: Any, group: str) -> Any:
@@ -219,7 +222,7 @@ def restore(config: Mapping[str, Any], checkpoint: Checkpoint, weights: str, tru
     shape = checkpoint.description.get("event_shape")
     if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and 0 < n <= 1 << 20 for n in shape):
         raise UserError(f"{checkpoint.folder}: description.json names no event shape")
-    tensors = checkpoint.tensors(choice("weights", weights, ("ema", "raw")))
+    tensors = checkpoint.tensors(choice("weights", weights, WEIGHTS))
     event_shape = tuple(shape)
     flow = _flow(config, 0, event_shape, Affine.identity(event_shape), None, None, tensors)
     try:
@@ -252,9 +255,20 @@ def load(
     Raises:
         UserError: there is no such checkpoint, or it is not one that may be loaded.
     """
-    checkpoint = find_checkpoint(ckpt, which)
+    checkpoint = find_checkpoint(ckpt, choice("which", which, POINTERS))
     config = {**checkpoint.config, "device": device, **({} if dtype is None else {"dtype": dtype})}
     return restore(config, checkpoint, checkpoint.weights or weights, trusted)
+
+
+def from_checkpoint(config: Mapping[str, Any]) -> tuple[Checkpoint, Flow]:
+    """The checkpoint and the flow that a verb's config (ckpt, weights, which, trust) means.
+
+    Raises:
+        UserError: as for `load`.
+    """
+    checkpoint = find_checkpoint(str(config["ckpt"]), choice("which", config.get("which"), POINTERS))
+    weights = checkpoint.weights or str(config.get("weights"))
+    return checkpoint, restore(config, checkpoint, weights, config.get("trust") or ())
 
 
 def learned_field(flow: Flow) -> LearnedField:

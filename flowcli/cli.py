@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from flowcli import launch
+from flowcli import __version__, launch
+from flowcli.explain import FLAGS_ONLY, did_you_mean
 
 WIDTH = 80
 
@@ -59,7 +60,7 @@ class _Verb(TyperCommand):
 def _config_help(verb: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     if verb == "compare":
         return
-    flags = (*launch.FLAGS_ONLY, *launch.FLAG_OR_KEY)
+    flags = (*FLAGS_ONLY, *launch.FLAG_OR_KEY)
     own = [(f"{key}={value}", text) for key, (value, text) in launch.keys(verb).items() if value and key not in flags]
     if own:
         yield "Keys (key=value)", own
@@ -80,7 +81,7 @@ class _Verbs(TyperGroup):
         """Find the verb."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             verbs = self.list_commands(ctx)
-            ctx.fail(f"no such verb {args[0]!r} (have: {', '.join(verbs)}){launch.did_you_mean(args[0], verbs)}")
+            ctx.fail(f"no such verb {args[0]!r} (have: {', '.join(verbs)}){did_you_mean(args[0], verbs)}")
         return super().resolve_command(ctx, args)
 
 
@@ -214,12 +215,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            typer.echo(f"flowcli {version('flowcli')}")
-        except PackageNotFoundError:
-            typer.echo("flowcli, from a checkout that is not installed")
+        typer.echo(f"flowcli {__version__}")
         raise typer.Exit()
 
 

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flowcli.evaluate import SelfCheck
+
 LINE_EVERY = 10.0
 """Seconds between two plain lines."""
 
@@ -129,3 +131,15 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[Row]:
         shown = str(value) if isinstance(value, int) else with_error(value, metrics.get(f"{key}_stderr"))
         rows.append((name, shown, perfect))
     return rows
+
+
+def check_rows(check: SelfCheck) -> list[Row]:
+    """The rows of a likelihood's self-check."""
+    tight = f"change in float64, 10x tighter ({check.rows} rows)"
+    rows = [(tight, with_error(check.change, check.change_stderr), "")]
+    if math.isfinite(check.hutchinson):
+        rows.append(("exact minus Hutchinson", with_error(check.hutchinson, check.hutchinson_stderr), ""))
+    trip = ", ".join(f"{value:.1e}" for value in check.round_trip)
+    rows.append(("|decode(encode(x)) - x|, 50 %, 95 %, largest", trip, ""))
+    rows.append(("evaluations, as asked and tighter", f"{check.nfe}, {check.nfe_tight}", ""))
+    return [*rows, ("resolved", "yes" if check.resolved else "no", "")]

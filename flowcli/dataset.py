@@ -16,7 +16,10 @@ SPLITS = ("train", "validation", "test")
 class Target(Protocol):
     """A known distribution behind a data set; float64, data units, nats."""
 
-    entropy: float | None
+    @property
+    def entropy(self) -> float | None:
+        """Differential entropy in nats, or None where it is not known."""
+        ...
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n fresh points, (n, ...)."""
@@ -79,17 +82,18 @@ class Dataset:
 
     def points(self, split: str, draw: int = 0) -> Tensor:
         """The split (N, ...) in data units, dequantised by fixed uniform noise (independent for each `draw`)."""
-        return self.dequantize(getattr(self, split), f"dequantize {split} {draw}")
+        return dequantize(getattr(self, split), self.bin_width, self.seed, f"dequantize {split} {draw}")
 
-    def dequantize(self, x: Tensor, stream: str) -> Tensor:
-        """Add uniform noise of one bin's width to x (N, ...); x itself where nothing was rounded."""
-        if self.bin_width is None:
-            return x
 
-        def uniform(n: int, generator: torch.Generator) -> Tensor:
-            return torch.rand(n, *x.shape[1:], generator=generator, dtype=x.dtype)
+def dequantize(x: Tensor, bin_width: Tensor | None, seed: int, stream: str) -> Tensor:
+    """Add uniform noise of one bin's width to x (N, ...); x itself where nothing was rounded."""
+    if bin_width is None:
+        return x
 
-        return x + self.bin_width * rows(uniform, self.seed, stream, 0, len(x))
+    def uniform(n: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(n, *x.shape[1:], generator=generator, dtype=x.dtype)
+
+    return x + bin_width * rows(uniform, seed, stream, 0, len(x))
 
 
 class Source(Protocol):

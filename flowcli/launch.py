@@ -1,4 +1,4 @@
-"""The one place that talks to Hydra: hand-over, preflight, errors on one line, completion of overrides.
+"""The one place that talks to Hydra: hand-over, preflight, frozen configs, completion of overrides.
 
 A verb's work is found by name inside the job: `flowcli.tasks.<verb>` has
 
@@ -8,8 +8,8 @@ A verb's work is found by name inside the job: `flowcli.tasks.<verb>` has
 Hydra, OmegaConf and torch are imported inside functions, so that `flowcli --help` answers at once.
 """
 
-import difflib
 import importlib
+import io
 import itertools
 import logging
 import math
@@ -19,13 +19,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowcli import trust
 from flowcli.errors import Interrupted, JobError, UserError
+from flowcli.explain import FLAGS_ONLY, did_you_mean, explain, have, is_users
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,6 @@ ON_CHECKPOINT = ("solver", "divergence", "seed", "device", "dtype", "evaluation"
 
 ON_RESUME = ("trainer.steps", "trainer.max_time", "logger")
 """What may be changed when a run goes on."""
-
-FLAGS_ONLY = ("ckpt", "trust", "resume")
-"""Config keys that a flag sets and no override may: the flag is read before the config is composed."""
 
 FLAG_OR_KEY = ("weights", "which", "out")
 """Config keys that have a flag for convenience."""
@@ -118,7 +116,7 @@ def _guarded(verb: str, work: Callable[[], int]) -> int:
     except Exception as error:
         if _debug():
             traceback.print_exc()
-        status = WRONG_INPUT if _is_users(error) else FAILED
+        status = WRONG_INPUT if is_users(error) else FAILED
         hint = (
             "" if status == WRONG_INPUT or isinstance(error, JobError) else " (HYDRA_FULL_ERROR=1 shows the traceback)"
         )
@@ -164,8 +162,7 @@ def _launch(request: Request) -> int:
         if request.cfg is not None or request.info is not None:
             if request.multirun:
                 raise UserError("--cfg and --info show one config: leave out --multirun")
-            _hand_over(request, primary, words, _never)
-            return DONE
+            return _show(request, primary, words)
 
         plan = _preflight(request, primary, words)
         _task(request.verb).check(plan.configs)
@@ -221,10 +218,11 @@ def _freeze(request: Request, ckpt: Path, overrides: Sequence[Any]) -> None:
         if root in (*free, "hydra"):
             continue
         if root not in checkpoint.config and root not in groups():
-            raise UserError(f"{override.key_or_group}: no such key ({_have(free)}){did_you_mean(root, free)}")
+            raise UserError(f"{override.key_or_group}: no such key ({have(free)}){did_you_mean(root, free)}")
         hint = "; to score other data: flowcli likelihood --ckpt RUN input=FILE" if root == "data" else ""
         raise UserError(
-            f"{override.input_line}: {root} belongs to training and is fixed in a checkpoint (may change: {', '.join(free)}){hint}"
+            f"{override.input_line}: {root} belongs to training and is fixed in a checkpoint"
+            f" (may change: {', '.join(free)}){hint}"
         )
     register_frozen(checkpoint.config, checkpoint.choices)
 
@@ -485,8 +483,16 @@ def _leave_reason(folder: Path, reason: str) -> None:
         log.warning("cannot write into %s: %s", folder, error)
 
 
-def _never(cfg: Any) -> None:
-    raise AssertionError("--cfg and --info run no job")
+def _show(request: Request, primary: str, words: list[str]) -> int:
+    def never(cfg: Any) -> None:
+        raise AssertionError("--cfg and --info run no job")
+
+    try:
+        with redirect_stderr(io.StringIO()):  # Hydra's own words for a package that is not there
+            _hand_over(request, primary, words, never)
+    except SystemExit as error:
+        raise UserError(f"--package {request.package}: there is nothing under that key") from error
+    return DONE
 
 
 def _hand_over(request: Request, primary: str, words: list[str], job: Callable[[Any], Any]) -> None:
@@ -559,100 +565,6 @@ def _report_sweep(verb: str, sweep_dir: Path, jobs: int) -> int:
 def _short(path: Path) -> Path:
     """A path as the user would type it here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-# ---------------------------------------------------------------- errors on one line
-_NOISE = (
-    "full_key:",
-    "object_type=",
-    "reference_type=",
-    "See https",
-    "To append",
-    "Error parsing",
-    "Config search path",
-)
-
-
-def _is_users(error: Exception) -> bool:
-    """Whether the input was wrong, rather than the program or the job."""
-    if isinstance(error, UserError | OSError):
-        return True
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    return isinstance(error, HydraException | OmegaConfBaseException | YAMLError)
-
-
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """A hint at the nearest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
-
-
-def explain(error: BaseException) -> str:
-    """What is wrong, on one line, for a person who does not know Hydra."""
-    if isinstance(error, UserError | JobError):
-        return _one_line(error)
-    from hydra.errors import MissingConfigException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    if isinstance(error, MissingConfigException):
-        return _explain_missing(error)
-    if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override!r} (want key=value): {_one_line(error)}"
-    for cause in (error.__cause__, error):
-        if isinstance(cause, OmegaConfBaseException):
-            return _explain_key(cause)
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {str(error.strerror).lower()}"
-    known = isinstance(error, YAMLError) or type(error).__module__.startswith("hydra.")
-    return _one_line(error) if known else f"{type(error).__name__}: {_one_line(error)}"
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(getattr(error, "msg", None) or error).strip() or type(error).__name__
-    return " ".join(line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(_NOISE))[
-        :600
-    ]
-
-
-def _explain_missing(error: Any) -> str:
-    group, _, name = str(error.missing_cfg_file).rpartition("/")
-    options = [option for option in error.options or [] if not option.startswith("_")]
-    if not group:
-        known = sorted(file.stem for file in trust.conf_dir().glob("*.yaml"))
-        return f"--config-name {name}: no such config ({_have(known)}){did_you_mean(name, known)}"
-    hint = did_you_mean(name, options, f"{group}=")
-    if not hint and group in ("hydra/launcher", "hydra/sweeper"):
-        hint = f"; is its plugin installed? (pip install hydra-{name.partition('_')[0]}-{group.partition('/')[2]})"
-    return f"{group}={name}: no such option ({_have(options)}){hint}"
-
-
-def _explain_key(error: Any) -> str:
-    from omegaconf import DictConfig
-    from omegaconf.errors import MissingMandatoryValue
-
-    parent, key, full = error.parent_node, str(error.key), str(error.full_key)
-    if isinstance(error, MissingMandatoryValue):
-        return f"{full}: a value is required; write {full}=VALUE"
-    if not isinstance(parent, DictConfig) or parent._is_none() or key in list(parent):
-        return f"{full}: {_one_line(error)}" if full and full != "None" else _one_line(error)
-    hidden = ("hydra", trust.TARGET, *FLAGS_ONLY)
-    known = [str(name) for name in parent if str(name) not in hidden]
-    prefix = full.removesuffix(key)
-    hint = did_you_mean(key, known, prefix)
-    if not hint and prefix:  # the right key in the wrong group: model.width for network.width
-        root = parent._get_root()
-        other = [f"{group}.{key}" for group in root if isinstance(root.get(group), DictConfig) and key in root[group]]
-        hint = f"; did you mean {other[0]}?" if other else ""
-    kind = "key" if prefix else "group or key"
-    return f"{full}: no such {kind} ({_have(known, prefix.removesuffix('.'))}){hint}"
-
-
-def _have(known: Sequence[str], owner: str = "") -> str:
-    return f"{owner + ' has' if owner else 'have'}: {', '.join(known) or 'none'}"
 
 
 # ---------------------------------------------------------------- completion of overrides

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from flowcli import plots
 from flowcli.dataset import Dataset
-from flowcli.flows.base import Flow
+from flowcli.flows.base import Flow, Trajectory
 from flowcli.flows.continuous import ContinuousFlow
 from flowcli.solvers import Adaptive, Solver
 
-DENSITY_SIDE = 160
+DENSITY_SIDE = 128
 """Grid points along each axis of a density picture."""
 PATHS = 300
 PATH_POINTS = 65
@@ -21,9 +21,10 @@ COARSE = 1e-3
 """Tolerance behind pictures: two digits below what a pixel can show."""
 
 
-def samples(samples: Tensor, data: Tensor, columns: tuple[str, ...] | None, file: Path) -> None:
+def samples(samples: Tensor, data: Tensor | None, columns: tuple[str, ...] | None, file: Path) -> None:
     """Data (N, ...) beside samples (M, ...), both in data units."""
-    plots.samples(data.numpy(), samples.numpy(), file, columns=columns, event_shape=tuple(data.shape[1:]))
+    points = None if data is None else data.numpy()
+    plots.samples(points, samples.numpy(), file, columns=columns, event_shape=tuple(samples.shape[1:]))
 
 
 @torch.no_grad()
@@ -54,15 +55,15 @@ def density(flow: Flow, dataset: Dataset, file: Path, *, batch_size: int) -> Non
 def trajectories(
     flow: ContinuousFlow, data: Tensor | None, columns: tuple[str, ...] | None, file: Path, *, seed: int
 ) -> None:
-    """Paths from noise to data."""
-    way = flow.trajectory(PATHS if math.prod(flow.event_shape) <= 16 else 16, seed=seed, points=PATH_POINTS)
-    plots.trajectories(
-        way.states.cpu().numpy(),
-        way.times.cpu().numpy(),
-        file,
-        data=None if data is None else data.numpy(),
-        columns=columns,
-    )
+    """Paths of some samples from noise to data."""
+    count = PATHS if math.prod(flow.event_shape) <= 16 else 16
+    draw_trajectories(flow.trajectory(count, seed=seed, points=PATH_POINTS), data, columns, file)
+
+
+def draw_trajectories(way: Trajectory, data: Tensor | None, columns: tuple[str, ...] | None, file: Path) -> None:
+    """Paths that were computed already; data (N, ...) lies behind them."""
+    points = None if data is None else data.numpy()
+    plots.trajectories(way.states.cpu().numpy(), way.times.cpu().numpy(), file, data=points, columns=columns)
 
 
 def loss(metrics_file: Path, file: Path) -> None:

@@ -71,20 +71,22 @@ STYLE: dict[str, Any] = {
 
 
 def samples(
-    data: Array, samples: Array, file: Path, *, columns: Sequence[str] | None = None, event_shape: Sequence[int]
+    data: Array | None, samples: Array, file: Path, *, columns: Sequence[str] | None = None, event_shape: Sequence[int]
 ) -> None:
-    """Draw data beside a model's samples, both (N, *event_shape) in data units.
+    """Draw data beside a model's samples, both (N, *event_shape) in data units; the samples alone without data.
 
     One number an event: both histograms; two: scatter panels with the same limits; more: a corner plot of the first
     six columns; images (C, H, W) with C = 1 or 3: two grids on one grey or colour scale.
     """
     shape = tuple(event_shape)
-    data, samples = (np.asarray(x, dtype=float).reshape(len(x), *shape) for x in (data, samples))
+    samples = np.asarray(samples, dtype=float).reshape(len(samples), *shape)
+    data = np.empty((0, *shape)) if data is None else np.asarray(data, dtype=float).reshape(len(data), *shape)
     if len(shape) == 3 and shape[0] in (1, 3):
         _draw(file, lambda: _images_figure(data, samples))
         return
-    data, samples = data.reshape(len(data), -1), samples.reshape(len(samples), -1)
-    names = _names(columns, data.shape[1])
+    width = math.prod(shape)
+    data, samples = data.reshape(len(data), width), samples.reshape(len(samples), width)
+    names = _names(columns, width)
     if data.shape[1] == 1:
         _draw(file, lambda: _histogram_figure(data[:, 0], samples[:, 0], names[0]))
     elif data.shape[1] == 2:
@@ -256,7 +258,8 @@ def _heights(x: Array, edges: Array) -> Array:
 
 def _overlay(axes: Axes, data: Array, model: Array, edges: Array) -> None:
     """Histogram of the data (filled) and of the model (line) in one panel."""
-    axes.stairs(_heights(data, edges), edges, fill=True, color=TRUE_COLOUR, alpha=0.35, label="data")
+    if len(data):
+        axes.stairs(_heights(data, edges), edges, fill=True, color=TRUE_COLOUR, alpha=0.35, label="data")
     axes.stairs(_heights(model, edges), edges, color=MODEL_COLOUR, linewidth=1.3, label="model")
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
@@ -268,10 +271,11 @@ def _overlay(axes: Axes, data: Array, model: Array, edges: Array) -> None:
 def _histogram_figure(data: Array, model: Array, name: str) -> Figure:
     figure = Figure(figsize=(4.8, 3.0))
     axes = figure.add_subplot()
-    limits = _limits(data)
-    _overlay(axes, data, model, _edges(data, limits))
+    frame = data if len(data) else model
+    limits = _limits(frame)
+    _overlay(axes, data, model, _edges(frame, limits))
     missed = len(model) - int(_inside(model[:, None], [limits]).sum())
-    axes.set_title("Data and model samples")
+    axes.set_title("Data and model samples" if len(data) else "Model samples")
     _remark(axes, f"model: {_outside(missed, len(model))}" if missed else "")
     axes.set_xlabel(name)
     axes.set_ylabel("density")
@@ -280,14 +284,14 @@ def _histogram_figure(data: Array, model: Array, name: str) -> Figure:
 
 
 def _scatter_figure(data: Array, model: Array, names: Sequence[str], *, equal: bool) -> Figure:
-    limits, ratio = _shape([_limits(data[:, column]) for column in (0, 1)], equal)
-    figure = Figure(figsize=(6.6, 0.75 + 2.95 * ratio), layout="compressed")
+    frame = data if len(data) else model
+    limits, ratio = _shape([_limits(frame[:, column]) for column in (0, 1)], equal)
+    drawn = [(data, "Data", TRUE_COLOUR), (model, "Model", MODEL_COLOUR)][0 if len(data) else 1 :]
+    figure = Figure(figsize=(0.2 + 3.2 * len(drawn), 0.75 + 2.95 * ratio), layout="compressed")
     # As many points in both panels, unless one has next to none: what looks denser is denser.
-    count = min(MAX_POINTS, max(1000, min(len(data), len(model))))
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, x, title, colour in zip(
-        panels, (data, model), ("Data", "Model"), (TRUE_COLOUR, MODEL_COLOUR), strict=True
-    ):
+    count = min(MAX_POINTS, max(1000, min(len(x) for x, _, _ in drawn)))
+    panels = figure.subplots(1, len(drawn), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (x, title, colour) in zip(panels, drawn, strict=True):
         shown = _thin(x, count)
         axes.scatter(shown[:, 0], shown[:, 1], color=colour, **_marks(len(shown)))
         axes.set_title(title)
@@ -332,7 +336,8 @@ def _contours(x: Array, y: Array, limits: Sequence[Limits]) -> tuple[Array, Arra
 def _corner_figure(data: Array, model: Array, names: Sequence[str]) -> Figure:
     total = data.shape[1]
     count = min(total, MAX_COLUMNS)
-    limits = [_limits(data[:, column]) for column in range(count)]
+    frame = data if len(data) else model
+    limits = [_limits(frame[:, column]) for column in range(count)]
     missed = len(model) - int(_inside(model, limits).sum())
     thin_data, thin_model = _thin(data, 100_000), _thin(model, 100_000)
     side = max(4.4, 1.32 * count)
@@ -346,7 +351,7 @@ def _corner_figure(data: Array, model: Array, names: Sequence[str]) -> Figure:
                 axes.set_axis_off()
                 continue
             if column == row:
-                _overlay(axes, data[:, row], model[:, row], _edges(_thin(data[:, row], MAX_POINTS), limits[row]))
+                _overlay(axes, data[:, row], model[:, row], _edges(_thin(frame[:, row], MAX_POINTS), limits[row]))
                 axes.spines["left"].set_visible(False)
                 axes.tick_params(left=False, labelleft=False)
             else:
@@ -372,7 +377,7 @@ def _corner_figure(data: Array, model: Array, names: Sequence[str]) -> Figure:
         Patch(facecolor=TRUE_COLOUR, alpha=0.35, label=f"data ({_counted(len(data), 'point')})"),
         Line2D([], [], color=MODEL_COLOUR, linewidth=1.3, label=f"model ({_counted(len(model), 'point')})"),
     ]
-    figure.legend(handles=handles, loc="upper right", bbox_to_anchor=(0.99, 0.985))
+    figure.legend(handles=handles if len(data) else handles[1:], loc="upper right", bbox_to_anchor=(0.99, 0.985))
     note = "\n".join(part for part in remarks if part)
     figure.text(0.985, 0.985 - 0.55 / side, note, ha="right", va="top", fontsize=7.0, color=QUIET_COLOUR)
     return figure
@@ -419,11 +424,12 @@ def _scale(images: Array) -> Limits:
 
 
 def _images_figure(data: Array, model: Array) -> Figure:
-    low, high = _scale(data)
+    low, high = _scale(data if len(data) else model)
     side = max(1, min(GRID_SIDE, math.isqrt(max(len(data), len(model)))))
-    figure = Figure(figsize=(6.6, 3.55))
-    panels = figure.subplots(1, 2, gridspec_kw={"wspace": 0.06})
-    for axes, images, title in zip(panels, (data, model), ("Data", "Model"), strict=True):
+    drawn = [(data, "Data"), (model, "Model")][0 if len(data) else 1 :]
+    figure = Figure(figsize=(3.3 * len(drawn), 3.55))
+    panels = figure.subplots(1, len(drawn), gridspec_kw={"wspace": 0.06}, squeeze=False)[0]
+    for axes, (images, title) in zip(panels, drawn, strict=True):
         shown = _thin(images, side**2)
         axes.imshow(_mosaic(shown, side, low, high), interpolation="nearest")
         axes.set_title(title)

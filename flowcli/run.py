@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 RUN_FILE = "run.json"
 CONFIG_FILE, DESCRIPTION_FILE, STATE_FILE = "config.yaml", "description.json", "state.pt"
+REFERENCE_FILE = "reference.npy"
+"""Some true points that a training leaves in its run folder, for pictures beside later samples."""
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 POINTERS = ("best", "last")
 

@@ -3,7 +3,7 @@
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,11 @@ class Tasks:
 
 
 @pytest.fixture
-def tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tasks]:
+def tasks(monkeypatch: pytest.MonkeyPatch) -> Tasks:
     """Stand in for every task that Hydra starts."""
     toy = Tasks()
     for verb in ("train", "sample", "likelihood"):
         module: Any = types.ModuleType(f"flowcli.tasks.{verb}")
         module.check, module.run = toy._check, toy._run
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    yield toy
+    return toy

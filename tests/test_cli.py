@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, Tasks
 
-from flowcli import cli, launch, trust
+from flowcli import __version__, cli, launch, trust
 
 Captured = pytest.CaptureFixture[str]
 
@@ -61,7 +61,7 @@ def test_help_lists_the_shipped_groups_and_keys(capsys: Captured) -> None:
 
 def test_version(capsys: Captured) -> None:
     assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("flowcli")
+    assert capsys.readouterr().out == f"flowcli {__version__}\n"
 
 
 # ---------------------------------------------------------------- wrong options: one line, exit 2

@@ -122,6 +122,7 @@ def test_a_run_folder_is_not_overwritten(tasks: Tasks, flowcli: Any, trained: st
         (["trust=[os.system]"], "use the flag --trust"),
         (["--trust", "os"], "want the full name of a class"),
         (["--resolve"], "add --cfg job"),
+        (["--cfg", "job", "-p", "pth"], "--package pth: there is nothing under that key"),
         (["-m", "--cfg", "job"], "leave out --multirun"),
         (["model._target_=os.system"], "'os.system' belongs to Python itself"),
         (["hydra.run.dir=FILE/x"], "not a directory"),
@@ -438,7 +439,8 @@ def test_joblib_workers(tasks: Tasks, flowcli: Any, trained: str, toy_conf: Path
 # ---------------------------------------------------------------- trust
 def test_shipped_targets_are_those_of_a_yaml_reader(toy_conf: Path) -> None:
     (toy_conf / "model" / "odd.yaml").write_text(
-        "# _target_: not.this\n_target_: 'a.Quoted' # nor _target_: this.one\nnet: {_target_: b.Flow, x: [{\"_target_\": c.List}]}\n"
+        "# _target_: not.this\n_target_: 'a.Quoted' # nor _target_: this.one\n"
+        'net: {_target_: b.Flow, x: [{"_target_": c.List}]}\n'
     )
     read = {name for file in toy_conf.rglob("*.yaml") for name in trust.targets(yaml.safe_load(file.read_text()))}
     assert trust.shipped_targets() == read and {"a.Quoted", "b.Flow", "c.List"} <= read
@@ -452,9 +454,12 @@ def test_targets_are_compared_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["os.system", "flowcli.run.os.system", "subprocess.Popen", "flowcli.run.Path", "flowcli.run.collect", "nope.X",
-             "flowcli.nope", "builtins.eval", "flowcli.run.shutil.rmtree"]
-)  # fmt: skip
+    "name",
+    [
+        *("os.system", "subprocess.Popen", "builtins.eval", "nope.X", "flowcli.nope", "flowcli.run.collect"),
+        *("flowcli.run.os.system", "flowcli.run.Path", "flowcli.run.shutil.rmtree"),
+    ],
+)
 def test_nothing_but_classes_outside_of_python_itself_is_located(name: str) -> None:
     with pytest.raises(UserError, match="_target_"):
         trust.locate(name)

@@ -22,8 +22,10 @@ from flowcli.errors import Interrupted
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow, LearnedField
 from flowcli.provenance import environment
-from flowcli.run import RunFolder, find_checkpoint, write_json
+from flowcli.run import REFERENCE_FILE, RunFolder, find_checkpoint, write_json
 
+REFERENCE_ROWS = 5000
+"""Rows of the test split that stay in the run folder, for pictures beside later samples."""
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 
 
@@ -109,6 +111,7 @@ def _description(config: Mapping[str, Any], dataset: Dataset, folder: Path) -> d
         "event_shape": list(dataset.event_shape),
         "columns": None if dataset.columns is None else list(dataset.columns),
         "discrete": dataset.discrete,
+        "bin_width": None if dataset.bin_width is None else dataset.bin_width.tolist(),
         "choices": yaml.safe_load(asked.read_text()) if asked.is_file() else {},
     }
 
@@ -221,6 +224,7 @@ def _evaluate(
     evaluation, seed = build.evaluation(config), build.seed(config)
     found, samples = evaluation(flow, dataset, seed=seed)
     np.save(folder / "samples.npy", samples.numpy())
+    np.save(folder / REFERENCE_FILE, dataset.points("test")[:REFERENCE_ROWS].numpy())
     data = dataset.points("test")
     pictures.samples(samples, data, dataset.columns, folder / "samples.png")
     pictures.trajectories(flow, data, dataset.columns, folder / "trajectories.png", seed=seed)
