@@ -21,6 +21,8 @@ from flowcli.objectives import Objective
 from flowcli.randomness import generator
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+VALIDATION_ROWS = 100_000
+"""Pairs behind a validation loss: the scatter of its noise must stay below what late training still gains."""
 VALIDATION_CHUNK = 16_384
 
 
@@ -299,8 +301,9 @@ class _Batches:
 
 
 def validation_loss(model: LearnedField, objective: Objective, base: Base, data: TrainingData, *, seed: int) -> float:
-    """Mean loss over the validation split, always with the same noise and times."""
-    x_1, draws = data.validation, generator(seed, "validation")
+    """Mean loss over repeats of the validation split, always with the same noise and times."""
+    draws = generator(seed, "validation")
+    x_1 = data.validation.repeat(math.ceil(VALIDATION_ROWS / len(data.validation)), *[1] * (data.validation.dim() - 1))
     x_0, u = base.sample(len(x_1), draws).to(x_1), objective.times(len(x_1), draws).to(x_1)
     with torch.no_grad():
         losses = [

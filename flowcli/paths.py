@@ -150,8 +150,8 @@ class Cosine(Path):
 class Custom(Path):
     """Any alpha and sigma given as expressions of t, or of u = 1 - t where digits near the data matter.
 
-    Legal are numbers, t, u, pi, + - * / **, brackets and sqrt, exp, log, sin, cos, tan, tanh. The slopes come from
-    forward-mode differentiation. Both ends are checked: (alpha, sigma) must go from (0, 1) to (1, 0).
+    Legal are numbers, t, u, pi, + - * / **, brackets and sqrt, exp, log, sin, cos, tan, tanh. The slopes come
+    with the values, by the chain rule. Both ends are checked: (alpha, sigma) must go from (0, 1) to (1, 0).
     """
 
     def __init__(self, alpha: str, sigma: str, warp: int) -> None:
@@ -171,10 +171,8 @@ class Custom(Path):
 
     def schedule(self, u: Tensor) -> Schedule:
         """Evaluate the coefficients at u = 1 - t, any shape."""
-        values, slopes = torch.func.jvp(
-            lambda v: tuple(function(v) for function in self._functions), (u,), (-torch.ones_like(u),)
-        )
-        return Schedule(*values, *slopes)
+        (alpha, d_alpha), (sigma, d_sigma) = (function(u) for function in self._functions)
+        return Schedule(alpha, sigma, d_alpha, d_sigma)
 
     def at(self, u: float) -> tuple[float, float]:
         """(alpha, sigma) at u in [0, 1] as numbers, the ends cleaned of rounding."""
@@ -195,53 +193,75 @@ class Custom(Path):
             raise UserError(f"alpha / sigma must grow all the way from t = 0 to 1; it does not at t = {t:.4f}")
 
 
-# ---------------------------------------------------------------- expressions: a walk over a fixed set of nodes, no eval
-_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sqrt": torch.sqrt,
-    "exp": torch.exp,
-    "log": torch.log,
-    "sin": torch.sin,
-    "cos": torch.cos,
-    "tan": torch.tan,
-    "tanh": torch.tanh,
+# ------------------------------------- expressions: a walk over a fixed set of nodes, no eval; each gives (value, slope)
+Dual = tuple[Tensor, Tensor]
+"""A value and its derivative with respect to t."""
+
+_FUNCTIONS: dict[str, Callable[[Tensor], Dual]] = {
+    "sqrt": lambda x: (x.sqrt(), 0.5 / x.sqrt()),
+    "exp": lambda x: (x.exp(), x.exp()),
+    "log": lambda x: (x.log(), 1 / x),
+    "sin": lambda x: (x.sin(), x.cos()),
+    "cos": lambda x: (x.cos(), -x.sin()),
+    "tan": lambda x: (x.tan(), 1 + x.tan() ** 2),
+    "tanh": lambda x: (x.tanh(), 1 - x.tanh() ** 2),
 }
-_OPERATIONS: dict[type[ast.operator], Callable[[Tensor, Tensor], Tensor]] = {
-    ast.Add: torch.add,
-    ast.Sub: torch.sub,
-    ast.Mult: torch.mul,
-    ast.Div: torch.div,
-    ast.Pow: torch.pow,
+"""Each function's value and derivative."""
+
+
+def _power(x: Dual, y: Dual) -> Dual:
+    value = x[0] ** y[0]
+    slope = y[0] * x[0] ** (y[0] - 1) * x[1]
+    moving = y[1] != 0  # log x is needed only where the exponent moves: t**2 at t = 0 has none
+    return value, slope + torch.where(moving, value * torch.where(moving, x[0], 1).log() * y[1], 0)
+
+
+_OPERATIONS: dict[type[ast.operator], Callable[[Dual, Dual], Dual]] = {
+    ast.Add: lambda x, y: (x[0] + y[0], x[1] + y[1]),
+    ast.Sub: lambda x, y: (x[0] - y[0], x[1] - y[1]),
+    ast.Mult: lambda x, y: (x[0] * y[0], x[1] * y[0] + x[0] * y[1]),
+    ast.Div: lambda x, y: (x[0] / y[0], (x[1] - x[0] / y[0] * y[1]) / y[0]),
+    ast.Pow: _power,
 }
 
 
-def _expression(name: str, text: object) -> Callable[[Tensor], Tensor]:
+def _expression(name: str, text: object) -> Callable[[Tensor], Dual]:
     try:
         tree = ast.parse(str(text), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{name}={text!r} is not an expression of t") from error
     evaluate = _node(name, tree, depth=0)
-    return lambda u: evaluate({"u": u, "t": 1 - u})
+    return lambda u: evaluate({"u": (u, -torch.ones_like(u)), "t": (1 - u, torch.ones_like(u))})
 
 
-def _node(name: str, node: ast.expr, depth: int) -> Callable[[dict[str, Tensor]], Tensor]:
+def _constant(value: float) -> Callable[[dict[str, Dual]], Dual]:
+    return lambda at: (torch.full_like(at["u"][0], value), torch.zeros_like(at["u"][0]))
+
+
+def _node(name: str, node: ast.expr, depth: int) -> Callable[[dict[str, Dual]], Dual]:
     if depth > 50:
         raise UserError(f"{name}: the expression is nested more than 50 deep")
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            constant = float(value)
-            return lambda at: torch.full_like(at["u"], constant)
+            return _constant(float(value))
+        case ast.Name(id="pi"):
+            return _constant(math.pi)
         case ast.Name(id=("t" | "u") as variable):
             return lambda at: at[variable]
-        case ast.Name(id="pi"):
-            return lambda at: torch.full_like(at["u"], math.pi)
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=inner):
-            value = _node(name, inner, depth + 1)
-            return (lambda at: -value(at)) if isinstance(sign, ast.USub) else value
+        case ast.UnaryOp(op=ast.USub(), operand=inner):
+            return _node(name, ast.BinOp(ast.Constant(0), ast.Sub(), inner), depth + 1)
         case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATIONS:
-            apply, first, second = _OPERATIONS[type(operator)], _node(name, left, depth + 1), _node(name, right, depth + 1)
+            apply = _OPERATIONS[type(operator)]
+            first, second = _node(name, left, depth + 1), _node(name, right, depth + 1)
             return lambda at: apply(first(at), second(at))
         case ast.Call(func=ast.Name(id=function), args=[argument], keywords=[]) if function in _FUNCTIONS:
-            apply_one, inner_value = _FUNCTIONS[function], _node(name, argument, depth + 1)
-            return lambda at: apply_one(inner_value(at))
+            inner_value = _node(name, argument, depth + 1)
+
+            def chain(at: dict[str, Dual]) -> Dual:
+                value, slope = inner_value(at)
+                outer, outer_slope = _FUNCTIONS[function](value)
+                return outer, outer_slope * slope
+
+            return chain
     legal = f"numbers, t, u = 1 - t, pi, + - * / **, {', '.join(_FUNCTIONS)}"
     raise UserError(f"{name}: {ast.unparse(node)!r} is not allowed in a path; legal are {legal}")

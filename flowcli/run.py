@@ -131,7 +131,7 @@ class RunFolder:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for key, tensors in weights.items():
-            content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            content = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
             write_bytes(temporary / WEIGHTS[key], save(content))
         write_bytes(temporary / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False).encode())
         write_json(temporary / DESCRIPTION_FILE, {"format": FORMAT, "step": step, **description})
@@ -219,12 +219,15 @@ class Checkpoint:
             UserError: the file is missing or damaged.
         """
         import pickle
+        import warnings
 
         import torch
 
         file = self.folder / STATE_FILE
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of a pickle that is not its own before it refuses it
+                return torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise UserError(f"{file}: not a readable training state ({_short(error)})") from error
 

@@ -1,0 +1,237 @@
+"""The training loop: what it learns, how it ends, and that a step is a function of its number."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from flowcli.bases import StandardNormal
+from flowcli.couplings import Independent
+from flowcli.engine import Progress, Trainer, TrainingData, _Batches, validation_loss
+from flowcli.errors import JobError
+from flowcli.flows.continuous import LearnedField
+from flowcli.networks.mlp import MLP
+from flowcli.objectives import FlowMatching
+from flowcli.parametrizations import Moments, Preconditioned
+from flowcli.paths import OT
+from flowcli.randomness import generator
+
+SETTINGS: dict[str, Any] = {
+    "steps": 40,
+    "batch_size": 32,
+    "lr": 1e-2,
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "warmup": 5,
+    "schedule": "cosine",
+    "grad_clip": None,
+    "ema_decay": 0.99,
+    "log_every": 7,
+    "validate_every": 10,
+    "checkpoint_every": 6,
+    "max_time": None,
+    "threads": 1,
+    "deterministic": False,
+}
+
+
+def trainer(**changes: Any) -> Trainer:
+    return Trainer(**{**SETTINGS, **changes})
+
+
+class Observer:
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.saved: list[tuple[dict[str, Any], LearnedField, LearnedField, bool]] = []
+        self.stop_at, self.asked = stop_at, 0
+
+    def logged(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
+        assert timing["step"] == record["step"] and timing["seconds"] >= 0
+        self.records.append(record)
+
+    def checkpoint(self, progress: Progress, model: LearnedField, average: LearnedField, *, best: bool) -> None:
+        self.saved.append((copy.deepcopy(vars(progress)), copy.deepcopy(model), copy.deepcopy(average), best))
+
+    def should_stop(self) -> bool:
+        self.asked += 1
+        return self.stop_at is not None and self.asked > self.stop_at
+
+
+def field(train: torch.Tensor, width: int = 16) -> LearnedField:
+    base = StandardNormal(tuple(train.shape[1:]))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = MLP(tuple(train.shape[1:]), width, 1, 0, 1.0, 2, True)
+    return LearnedField(network, Preconditioned(), OT(0.0), Moments.measured(train.double(), base.mean, base.std)).float()
+
+
+@pytest.fixture
+def data() -> TrainingData:
+    draws = generator(0, "test data")
+    return TrainingData(torch.randn(300, 2, generator=draws), torch.randn(50, 2, generator=draws))
+
+
+def fit(data: TrainingData, made: Trainer, observer: Observer, model: LearnedField, **resume: Any) -> Any:
+    base = StandardNormal((2,)).float()
+    return made.fit(
+        model, FlowMatching("unit"), Independent(), base, data, seed=3, observer=observer, **resume
+    )
+
+
+def test_logs_and_checkpoints_come_when_they_are_due(data):
+    observer = Observer()
+    _, ending = fit(data, trainer(), observer, field(data.train))
+    assert ending == "done"
+    assert [r["step"] for r in observer.records if "loss" in r] == [7, 14, 21, 28, 35, 40]
+    assert [r["step"] for r in observer.records if "validation_loss" in r] == [10, 20, 30, 40]
+    steps = [state["step"] for state, *_ in observer.saved]
+    assert set(steps) >= {6, 12, 18, 24, 30, 36, 40} and len(steps) == len(set(steps))
+    validation = {r["step"]: r["validation_loss"] for r in observer.records if "validation_loss" in r}
+    best = [state["step"] for state, _, _, best in observer.saved if best]
+    assert best[-1] == min(validation, key=validation.__getitem__)
+
+
+def test_training_lowers_the_loss_on_data_with_structure():
+    draws = generator(1, "modes")
+    corners = torch.randint(0, 2, (2000, 2), generator=draws) * 2.0 - 1 + 0.05 * torch.randn(2000, 2, generator=draws)
+    data, observer = TrainingData(corners, corners[:200]), Observer()
+    fit(data, trainer(steps=150, batch_size=128), observer, field(corners, width=64))
+    losses = [r["loss"] for r in observer.records if "loss" in r]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("cut", [6, 24, 36])
+def test_a_resumed_training_ends_bit_for_bit_where_an_undisturbed_one_does(data, cut):
+    whole = Observer()
+    undisturbed = field(data.train)
+    averaged, _ = fit(data, trainer(), whole, undisturbed)
+    state, model, average, _ = next(entry for entry in whole.saved if entry[0]["step"] == cut)
+    rest = Observer()
+    resumed_average, _ = fit(data, trainer(), rest, model, progress=Progress(**state), average=average)
+    for a, b in ((undisturbed, model), (averaged, resumed_average)):
+        for name, value in a.state_dict().items():
+            assert torch.equal(value, b.state_dict()[name]), name
+    assert rest.records == [r for r in whole.records if r["step"] > cut]
+
+
+def test_one_seed_is_one_training_and_another_is_another(data):
+    ends = []
+    for seed in (3, 3, 4):
+        model = field(data.train)
+        trainer().fit(
+            model,
+            FlowMatching("unit"),
+            Independent(),
+            StandardNormal((2,)).float(),
+            data,
+            seed=seed,
+            observer=Observer(),
+        )
+        ends.append(model.network.last.weight.detach().clone())
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+
+
+def test_a_stop_saves_and_says_so(data):
+    observer = Observer(stop_at=13)
+    _, ending = fit(data, trainer(checkpoint_every=1000, validate_every=1000), observer, field(data.train))
+    assert ending == "stopped"
+    assert [state["step"] for state, *_ in observer.saved] == [13]
+    assert observer.saved[0][3], "the only checkpoint is the best one"
+
+
+def test_max_time_ends_in_good_order(data):
+    observer = Observer()
+    _, ending = fit(data, trainer(steps=100_000, max_time=0.3), observer, field(data.train))
+    assert ending == "max_time"
+    assert observer.saved[-1][0]["seconds"] < 3
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(data):
+    broken = TrainingData(data.train.clone(), data.validation)
+    broken.train[5] = math.inf
+    model, observer = field(data.train), Observer()
+    with pytest.raises(JobError, match=r"step \d+: loss (nan|inf).*smaller trainer.lr"):
+        fit(broken, trainer(), observer, model)
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_every_datum_appears_once_in_each_pass(data):
+    batches = _Batches(data, StandardNormal((2,)), Independent(), 64, seed=0)
+    rows = torch.cat([batches._rows(64 * i, 64 * (i + 1)) for i in range(75)])  # 16 passes over 300
+    assert all(sorted(part.tolist()) == list(range(300)) for part in rows.split(300))
+    assert not torch.equal(rows[:300], rows[300:600])
+
+
+def test_a_batch_larger_than_the_data_spans_passes(data):
+    rows = _Batches(data, StandardNormal((2,)), Independent(), 700, seed=0)._rows(0, 700)
+    assert torch.bincount(rows, minlength=300).tolist().count(2) + torch.bincount(rows).tolist().count(3) == 300
+
+
+def test_jitter_fills_the_bins_and_no_more():
+    whole = torch.arange(5.0)[:, None].repeat(40, 1)
+    data = TrainingData(whole, whole, jitter=torch.tensor([0.5]))
+    _, batch, _ = _Batches(data, StandardNormal((1,)).float(), Independent(), 200, seed=0)(0)
+    offset = batch.x - batch.x.floor()
+    assert 0 <= float(offset.min()) and 0.4 < float(offset.max()) <= 0.5
+
+
+def test_validation_uses_the_same_noise_each_time(data):
+    model, base = field(data.train), StandardNormal((2,)).float()
+    same = TrainingData(data.train, data.train)
+    values = [validation_loss(model, FlowMatching("unit"), base, same, seed=0) for _ in range(2)]
+    assert values[0] == values[1]
+    assert abs(values[0] - 1) < 0.02, "an untrained network predicts 0 for a target of unit variance"
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    made = trainer(steps=100, warmup=9, lr=1.0)
+    assert made.learning_rate(0) == pytest.approx(0.1)
+    assert made.learning_rate(9) == pytest.approx((1 + math.cos(math.pi * 0.09)) / 2)
+    assert made.learning_rate(99) < 1e-3
+    assert trainer(schedule="constant", warmup=0, lr=0.5).learning_rate(39) == 0.5
+
+
+def test_clipping_bounds_the_step(data):
+    model = field(data.train)
+    before = [p.detach().clone() for p in model.parameters()]
+    observer = Observer()
+    fit(data, trainer(steps=1, grad_clip=1e-12, log_every=1), observer, model)
+    assert observer.records[0]["grad_norm"] > 1e-6, "the norm before clipping is the one reported"
+    # Adam divides by the gradient's size; what is clipped to nothing stays within eps of it
+    change = max(float((p - q).detach().abs().max()) for p, q in zip(model.parameters(), before, strict=True))
+    assert change < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be a whole number >= 1"),
+        ({"steps": 1.5}, "steps must be a whole number"),
+        ({"batch_size": "many"}, "batch_size must be"),
+        ({"lr": 0}, "lr must be a finite number and > 0"),
+        ({"lr": float("nan")}, "lr must be a finite number"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, adamw"),
+        ({"weight_decay": 0.1}, "weight_decay=0.1 needs optimizer=adamw"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, constant"),
+        ({"ema_decay": 1}, "ema_decay must be"),
+        ({"max_time": -1}, "max_time must be"),
+        ({"threads": "all"}, "threads must be"),
+        ({"deterministic": 1}, "deterministic must be true or false"),
+    ],
+)
+def test_settings_out_of_range_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(**change)
+
+
+def test_steps_may_be_written_as_1e4():
+    assert trainer(steps=1e4).steps == 10_000
+
+
+def test_small_networks_get_one_thread():
+    assert trainer(threads="auto", batch_size=256).choose_threads(10_000) == 1
+    assert trainer(threads="auto", batch_size=4096).choose_threads(1_000_000) == torch.get_num_threads()
+    assert trainer(threads=2).choose_threads(10) == 2

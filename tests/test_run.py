@@ -1,0 +1,210 @@
+"""The run folder: atomic writes, checkpoints, and reading back what may be damaged or foreign."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from flowcli import run
+from flowcli.errors import UserError
+
+CONFIG = {"seed": 0, "path": {"_target_": "flowcli.paths.OT", "sigma_min": 0.0}}
+DESCRIPTION = {"event_shape": [2], "columns": None, "choices": {"path": "ot"}}
+
+
+def save(folder: run.RunFolder, step: int, *, best: bool, value: float = 1.0) -> Path:
+    weights = {"raw": {"w": torch.full((2,), value)}, "ema": {"w": torch.full((2,), value / 2)}}
+    state = {"step": step, "optimizer": {"m": torch.ones(3)}}
+    return folder.save_checkpoint(
+        step, weights=weights, config=CONFIG, description=DESCRIPTION, state=state, best=best
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> run.RunFolder:
+    return run.RunFolder.create(tmp_path / "outputs" / "train" / "a", "train")
+
+
+def test_a_checkpoint_comes_back_whole(folder):
+    save(folder, 10, best=True, value=3.0)
+    found = run.find_checkpoint(folder.path)
+    assert (found.config, found.choices, found.description["step"]) == (CONFIG, {"path": "ot"}, 10)
+    assert found.tensors("raw")["w"].tolist() == [3.0, 3.0]
+    assert found.tensors("ema")["w"].tolist() == [1.5, 1.5]
+    assert found.state()["optimizer"]["m"].tolist() == [1.0, 1.0, 1.0]
+    assert found.run == folder.path
+
+
+def test_pointers_keep_best_and_last_and_the_rest_goes(folder):
+    for step, best in ((1, True), (2, False), (3, True), (4, False), (5, False)):
+        save(folder, step, best=best)
+    assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["best", "last", "step-3", "step-5"]
+    assert run.find_checkpoint(folder.path, "best").description["step"] == 3
+    assert run.find_checkpoint(folder.path, "last").description["step"] == 5
+
+
+def test_tensors_that_share_memory_are_saved(folder):
+    shared = torch.ones(4)
+    weights = {"raw": {"a": shared, "b": shared}, "ema": {"a": shared[:2], "b": shared}}
+    folder.save_checkpoint(1, weights=weights, config=CONFIG, description=DESCRIPTION, state={}, best=True)
+    assert run.find_checkpoint(folder.path).tensors("ema")["a"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("what", ["run", "checkpoints", "step", "raw", "ema"])
+def test_ckpt_may_be_a_run_a_folder_or_a_weights_file(folder, what):
+    step = save(folder, 7, best=True)
+    given = {"run": folder.path, "checkpoints": folder.checkpoints, "step": step}
+    given |= {key: step / name for key, name in run.WEIGHTS.items()}
+    found = run.find_checkpoint(given[what])
+    assert found.folder == step
+    assert found.weights == (what if what in run.WEIGHTS else None)
+
+
+def test_latest_is_the_newest_run(folder, monkeypatch):
+    save(folder, 1, best=True)
+    other = run.RunFolder.create(folder.path.parents[1] / "sweeps" / "s" / "3", "train")
+    save(other, 2, best=True)
+    os.utime(other.checkpoints / "last", ns=(2**62, 2**62))
+    monkeypatch.chdir(folder.path.parents[2])
+    assert run.find_checkpoint("latest").description["step"] == 2
+
+
+def test_a_moved_checkpoint_still_opens(folder, tmp_path):
+    step = save(folder, 7, best=True)
+    moved = step.rename(tmp_path / "elsewhere")
+    assert run.find_checkpoint(moved).run == moved
+
+
+class Explosive:
+    def __reduce__(self) -> Any:
+        return (os.mkdir, ("exploded",))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda step: (step / "description.json").write_text("{"), "missing or damaged"),
+        (lambda step: (step / "description.json").write_text('{"format": 99}'), "newer flowcli"),
+        (lambda step: (step / "description.json").write_text("[1]"), "not flowcli's"),
+        (lambda step: (step / "config.yaml").write_text("a: ${oc.env:HOME}"), "interpolation"),
+        (lambda step: (step / "config.yaml").write_text("'${oc.env:HOME}': 1"), "interpolation"),
+        (lambda step: (step / "config.yaml").write_text("!!python/object/apply:os.mkdir [exploded]"), "not a readable"),
+        (lambda step: (step / "config.yaml").write_text("a: [1"), "not a readable"),
+        (lambda step: (step / "config.yaml").write_text("- 1"), "want a mapping"),
+        (lambda step: (step / "config.yaml").write_bytes(b"\xff\x00"), "not a readable"),
+    ],
+)
+def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_line(folder, tmp_path, monkeypatch, damage, message):
+    monkeypatch.chdir(tmp_path)
+    damage(save(folder, 1, best=True))
+    with pytest.raises(UserError, match=message) as error:
+        run.find_checkpoint(folder.path)
+    assert "\n" not in str(error.value)
+    assert not Path("exploded").exists()
+
+
+def test_weights_and_state_are_read_without_running_anything(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    step = save(folder, 1, best=True)
+    (step / "state.pt").write_bytes(pickle.dumps(Explosive()))
+    (step / "model.safetensors").write_bytes(pickle.dumps(Explosive()))
+    (step / "ema.safetensors").write_bytes((step / "ema.safetensors").read_bytes()[:40])
+    found = run.find_checkpoint(folder.path)
+    for read in (found.state, lambda: found.tensors("raw"), lambda: found.tensors("ema")):
+        with pytest.raises(UserError, match="not a readable"):
+            read()
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["../../../etc", "step-1/../..", "/etc", "step-x", "", "step-99"])
+def test_a_pointer_leads_nowhere_but_to_a_step_folder(folder, name):
+    save(folder, 1, best=True)
+    (folder.checkpoints / "best").write_text(name)
+    with pytest.raises(UserError, match="names no checkpoint"):
+        run.find_checkpoint(folder.path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("missing", "no such file"), ("a/run.json", "not a checkpoint"), ("a", "holds no checkpoint"), (".", "runs a|holds no")],
+)
+def test_what_is_no_checkpoint_is_said(folder, monkeypatch, given, message):
+    monkeypatch.chdir(folder.path.parent)
+    with pytest.raises(UserError, match=message):
+        run.find_checkpoint(given)
+
+
+def test_writes_are_all_or_nothing(tmp_path, monkeypatch):
+    file = tmp_path / "metrics.json"
+    run.write_json(file, {"nll": 1.0})
+
+    def fail(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        run.write_json(file, {"nll": 2.0})
+    assert json.loads(file.read_text()) == {"nll": 1.0}
+
+
+def test_json_holds_no_nan(tmp_path):
+    run.write_json(tmp_path / "m.json", {"a": float("nan"), "b": [float("inf"), 1.5]})
+    assert json.loads((tmp_path / "m.json").read_text()) == {"a": None, "b": [None, 1.5]}
+
+
+def test_lines_are_cut_back_to_an_offset(folder):
+    lines = folder.lines("metrics.jsonl")
+    lines.append({"step": 1})
+    offset = lines.sync()
+    lines.append({"step": 2})
+    lines.close()
+    again = folder.lines("metrics.jsonl", offset)
+    again.append({"step": 3})
+    again.close()
+    assert [json.loads(line)["step"] for line in (folder.path / "metrics.jsonl").read_text().splitlines()] == [1, 3]
+
+
+def finished(path: Path, metrics: Any) -> Path:
+    made = run.RunFolder.create(path, "train")
+    (path / ".hydra").mkdir()
+    (path / ".hydra" / "resolved.yaml").write_text(yaml.safe_dump(CONFIG))
+    (path / ".hydra" / "choices.yaml").write_text("path: ot\n")
+    if metrics is not None:
+        made.finish(metrics)
+    return path
+
+
+def test_collect_tells_done_failed_unfinished_and_broken_apart(tmp_path):
+    sweep = tmp_path / "sweep"
+    finished(sweep / "10", {"nll": 2.0})
+    finished(sweep / "2", {"nll": 1.0})
+    run.RunFolder(finished(sweep / "3", None)).fail("loss is nan")
+    finished(sweep / "4", None)
+    (finished(sweep / "5", {"nll": 1.0}) / "metrics.json").write_text("{")
+    (finished(sweep / "6", {"nll": 1.0}) / ".hydra" / "resolved.yaml").write_text("a: ${b}")
+    run.write_json(finished(sweep / "7", {"nll": 1.0}) / "run.json", {"format": 99, "verb": "train"})
+    run.RunFolder.create(sweep / "samples", "sample")
+    records = run.collect([sweep, sweep / "2"])
+    assert [(r.path.name, r.status) for r in records] == [
+        ("2", "done"),
+        ("3", "failed"),
+        ("4", "unfinished"),
+        ("5", "broken"),
+        ("6", "broken"),
+        ("7", "broken"),
+        ("10", "done"),
+    ]
+    assert records[1].reason == "loss is nan"
+    assert all(r.reason for r in records if r.status != "done")
+
+
+def test_collect_says_where_there_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        run.collect([tmp_path / "x"])
+    with pytest.raises(UserError, match="holds no training run"):
+        run.collect([tmp_path])
