@@ -97,7 +97,7 @@ def test_training_lowers_the_loss_on_data_with_structure():
     draws = generator(1, "modes")
     corners = torch.randint(0, 2, (2000, 2), generator=draws) * 2.0 - 1 + 0.05 * torch.randn(2000, 2, generator=draws)
     data, observer = TrainingData(corners, corners[:200]), Observer()
-    fit(data, trainer(steps=150, batch_size=128), observer, field(corners, width=64))
+    fit(data, trainer(steps=300, batch_size=128), observer, field(corners, width=64))
     losses = [r["loss"] for r in observer.records if "loss" in r]
     assert losses[-1] < 0.8 * losses[0]
 

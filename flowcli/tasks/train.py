@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -80,8 +80,11 @@ def _train(config: Mapping[str, Any], dataset: Dataset, flow: ContinuousFlow, fo
     earlier = torch.get_num_threads()
     torch.set_num_threads(trainer.choose_threads(flow.trainable_parameters()))
     try:
-        with _signals() as received, console.TrainingProgress(trainer.steps) as shown:
-            observer = _Observer(RunFolder(folder), config, description, flow, shown, received, offsets)
+        with (
+            _signals() as received,
+            console.TrainingProgress(trainer.steps) as shown,
+            closing(_Observer(RunFolder(folder), config, description, flow, shown, received, offsets)) as observer,
+        ):
             _, ending = trainer.fit(
                 field,
                 training.objective,
@@ -93,7 +96,6 @@ def _train(config: Mapping[str, Any], dataset: Dataset, flow: ContinuousFlow, fo
                 progress=progress,
                 average=average,
             )
-            observer.close()
     finally:
         torch.set_num_threads(earlier)
     if ending == "stopped":

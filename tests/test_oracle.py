@@ -1,0 +1,301 @@
+"""The closed-form field: against brute force, and its likelihood against the exact density of the path's own p_1."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+
+from flowcli.bases import Base, Gaussian, StandardNormal
+from flowcli.dataset import Mixture
+from flowcli.divergence import Exact
+from flowcli.errors import UserError
+from flowcli.flows.continuous import Parts
+from flowcli.flows.oracle import Oracle, OracleFlow, PointsField
+from flowcli.parametrizations import Moments
+from flowcli.paths import OT, VE, VP, Cosine, Custom, LinearVP, Path
+from flowcli.solvers import Adaptive, Solver
+from flowcli.transforms import Affine
+
+PATHS = [OT(0.0), OT(0.05), VP(0.1, 20.0), VE(0.01, 50.0), LinearVP(), Cosine(), Custom("t**2", "1 - t**2", 1)]
+every_path = pytest.mark.parametrize("path", PATHS, ids=repr)
+
+
+def mixture(size: int, components: int, seed: int = 0) -> Mixture:
+    """Off-centre, with full covariances."""
+    g = torch.Generator().manual_seed(seed)
+    means = 1.5 * torch.randn(components, size, generator=g, dtype=torch.float64) + 0.7
+    a = torch.randn(components, size, size, generator=g, dtype=torch.float64) / math.sqrt(size)
+    weights = torch.rand(components, generator=g, dtype=torch.float64) + 0.3
+    return Mixture(weights / weights.sum(), means, 0.4 * a @ a.mT + 0.1 * torch.eye(size, dtype=torch.float64))
+
+
+GAUSSIAN = Mixture(  # data=gaussian
+    torch.ones(1).double(), torch.tensor([[1.0, -0.5]]).double(), torch.tensor([[[1.0, 0.4], [0.4, 0.25]]]).double()
+)
+THREE = Mixture(  # data=mixture
+    torch.tensor([0.5, 0.3, 0.2]).double(),
+    torch.tensor([[-2.0, 0.0], [2.0, 1.0], [0.5, -2.0]]).double(),
+    torch.tensor([[[0.5, 0.3], [0.3, 0.4]], [[0.3, -0.2], [-0.2, 0.5]], [[0.6, 0.0], [0.0, 0.1]]]).double(),
+)
+TARGETS = {"gaussian": GAUSSIAN, "mixture": THREE, "line": mixture(1, 3), "five": mixture(5, 2)}
+every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
+
+
+def tolerance(value: float, method: str = "dopri5", time: str = "path") -> Adaptive:
+    return Adaptive(method, value, value, time, 100_000)
+
+
+def standardising(target: Mixture) -> Affine:
+    mean = target.weights @ target.means
+    spread = target.covariances.diagonal(dim1=1, dim2=2) + (target.means - mean).square()
+    return Affine(mean, (target.weights @ spread).sqrt())
+
+
+def in_model_units(target: Mixture, transform: Affine) -> Mixture:
+    outer = transform.scale[:, None] * transform.scale[None, :]
+    return Mixture(target.weights, transform(target.means), target.covariances / outer)
+
+
+def oracle(target: Mixture, path: Path, solver: Solver, transform: Affine | None = None, base: Base | None = None) -> OracleFlow:
+    size = target.means.shape[1]
+    transform = Affine.identity((size,)) if transform is None else transform
+    base = StandardNormal((size,)) if base is None else base
+    model = in_model_units(target, transform)
+    parts = Parts(None, path, base, transform, solver, Exact(), (size,), None, model, None)
+    return Oracle("target").flow(parts).cast(torch.float64, torch.device("cpu"))
+
+
+def density(target: Mixture, path: Path, transform: Affine | None, u: float = 0.0, base: Base | None = None) -> MixtureSameFamily:
+    """The path's own p_t in data units, as torch.distributions writes it: scaled by alpha, smoothed by sigma."""
+    size = target.means.shape[1]
+    transform = Affine.identity((size,)) if transform is None else transform
+    alpha, sigma = path.at(u)
+    mean_0, std_0 = (torch.zeros(size).double(), 1.0) if base is None else (base.mean, float(base.std))
+    scale = torch.diag(transform.scale)
+    model = in_model_units(target, transform)
+    covariances = alpha**2 * model.covariances + sigma**2 * std_0**2 * torch.eye(size).double()
+    covariances = scale @ covariances @ scale
+    means = transform.inverse(alpha * model.means + sigma * mean_0)
+    return MixtureSameFamily(Categorical(target.weights), MultivariateNormal(means, (covariances + covariances.mT) / 2))
+
+
+def points(target: Mixture, n: int) -> Tensor:
+    """Points of the target, and a few between its components and beside them."""
+    g = torch.Generator().manual_seed(9)
+    k = torch.multinomial(target.weights, n, replacement=True, generator=g)
+    z = torch.randn(n, target.means.shape[1], generator=g, dtype=torch.float64)
+    inside = target.means[k] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(target.covariances)[k], z)
+    return torch.cat([inside, inside[: n // 4] * 1.3 - 0.5])
+
+
+# ------------------------------------------------------------------------------------------------- likelihood
+@pytest.mark.parametrize("standardised", [False, True], ids=["raw", "standardised"])
+@every_target
+@every_path
+def test_log_prob_is_exact(path, target, standardised):
+    transform = standardising(target) if standardised else None
+    x = points(target, 12)
+    result = oracle(target, path, tolerance(1e-6), transform).log_prob(x)
+    expected = density(target, path, transform).log_prob(x)
+    torch.testing.assert_close(result.value, expected, rtol=0, atol=1e-4)
+    assert result.stderr is None and result.status == "done" and result.nfe > 10
+
+
+@every_path
+def test_log_prob_gets_better_with_the_tolerance(path):
+    x = points(THREE, 12)
+    expected = density(THREE, path, None).log_prob(x)
+    worst = [float((oracle(THREE, path, tolerance(t)).log_prob(x).value - expected).abs().max()) for t in (1e-4, 1e-8)]
+    assert worst[1] < 1e-6 and worst[1] < worst[0] / 10
+
+
+@pytest.mark.parametrize("time", ["path", "angle"])
+@every_path
+def test_gradient_of_log_prob_is_exact(path, time, recwarn):
+    x = points(THREE, 8).requires_grad_()
+    value = oracle(THREE, path, tolerance(1e-7, time=time)).log_prob(x).value
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    (expected,) = torch.autograd.grad(density(THREE, path, None).log_prob(x).sum(), x)
+    torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-4)
+
+
+@every_path
+def test_time_and_angle_solve_the_same_flow(path):
+    x = points(THREE, 12)
+    both = [oracle(THREE, path, tolerance(1e-8, time=time), standardising(THREE)) for time in ("path", "angle")]
+    for verb in ("log_prob", "encode", "decode"):
+        first, second = (getattr(flow, verb)(x).value for flow in both)
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", [OT(0.0), OT(0.05), Cosine(), LinearVP()], ids=repr)
+def test_another_gaussian_base(path):
+    """N(m, b^2 I): the angle, the centre and the closed form all carry m and b."""
+    base = Gaussian(torch.tensor([1.0, -2.0]).double(), torch.tensor(0.6).double())
+    x = points(THREE, 8)
+    for time in ("path", "angle"):
+        found = oracle(THREE, path, tolerance(1e-7, time=time), base=base).log_prob(x).value
+        torch.testing.assert_close(found, density(THREE, path, None, base=base).log_prob(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("time", ["path", "angle"])
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "adaptive_heun"])
+@pytest.mark.parametrize("path", [VP(0.1, 20.0), LinearVP()], ids=repr)
+def test_no_underflow_at_the_data_end(path, method, time, dtype):
+    flow = oracle(THREE, path, tolerance(1e-4, method, time)).cast(dtype, torch.device("cpu"))
+    x = points(THREE, 8)
+    torch.testing.assert_close(flow.log_prob(x).value, density(THREE, path, None).log_prob(x), rtol=0, atol=0.02)
+    again = flow.sample(8, seed=0)
+    assert again.value.dtype == torch.float64 and bool(torch.isfinite(again.value).all())
+    torch.testing.assert_close(flow.decode(flow.encode(x).value).value, x, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("path", [OT(0.0), Cosine(), LinearVP(), VP(0.1, 20.0)], ids=repr)
+def test_latents_are_standard_normal(path):
+    g = torch.Generator().manual_seed(10)
+    n = 4000
+    k = torch.multinomial(THREE.weights, n, replacement=True, generator=g)
+    noise = torch.randn(n, 2, generator=g, dtype=torch.float64)
+    x = THREE.means[k] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(THREE.covariances)[k], noise)
+    z = oracle(THREE, path, tolerance(1e-5), standardising(THREE)).encode(x).value
+    torch.testing.assert_close(z.mean(0), torch.zeros(2).double(), rtol=0, atol=4 / math.sqrt(n))
+    torch.testing.assert_close(torch.cov(z.T), torch.eye(2).double(), rtol=0, atol=5 * math.sqrt(2 / n))
+    u = torch.special.ndtr(z).sort(0).values
+    distance = (u - (torch.arange(n) + 0.5)[:, None] / n).abs().max()  # Kolmogorov
+    assert float(distance) < 1.95 / math.sqrt(n)
+
+
+@every_path
+def test_samples_follow_the_target(path):
+    x = oracle(THREE, path, tolerance(1e-4), standardising(THREE)).sample(4000, seed=1).value
+    p_1 = density(THREE, path, standardising(THREE))
+    torch.testing.assert_close(x.mean(0), p_1.mean, rtol=0, atol=5 * 2 / math.sqrt(4000))
+    torch.testing.assert_close(x.var(0), p_1.variance, rtol=0.1, atol=0)
+    truth = p_1.sample((4000,))
+    gap = p_1.log_prob(x).mean() - p_1.log_prob(truth).mean()
+    assert abs(float(gap)) < 5 * math.sqrt(2 * float(p_1.log_prob(truth).var()) / 4000)
+
+
+# ------------------------------------------------------------------------------------------------- the field
+@every_target
+@every_path
+def test_continuity_equation(path, target):
+    r"""$\partial_t \ln p_t + v \cdot \nabla \ln p_t + \nabla \cdot v = 0$, all three by automatic differentiation."""
+    flow = oracle(target, path, tolerance(1e-6))
+    size = target.means.shape[1]
+    for u in (0.03, 0.2, 0.5, 0.8, 0.97):
+        p_t = density(target, path, None, u)
+        x = p_t.sample((6,)).requires_grad_()
+        left = torch.tensor(u, dtype=torch.float64, requires_grad=True)
+        c = path.schedule(left)
+        covariances = c.alpha**2 * target.covariances + c.sigma**2 * torch.eye(size).double()
+        law = MixtureSameFamily(Categorical(target.weights), MultivariateNormal(c.alpha * target.means, covariances))
+        log_p = law.log_prob(x)
+        (score,) = torch.autograd.grad(log_p.sum(), x, retain_graph=True)
+        rate = torch.stack([-torch.autograd.grad(value, left, retain_graph=True)[0] for value in log_p])
+        v, divergence = Exact()(lambda y, at=u: flow.field.velocity(y, torch.tensor(at).double(), None), x, Exact().directions(x, None))
+        residual = rate + (v * score).sum(1) + divergence[:, 0]
+        assert float((residual / (1 + rate.abs())).abs().max().detach()) < 1e-6
+
+
+@every_path
+def test_field_is_the_conditional_expectation(path):
+    """E[alpha' x_1 + sigma' x_0 | x_t = x] by quadrature over x_1 on the line."""
+    target = TARGETS["line"]
+    law = MixtureSameFamily(Categorical(target.weights), MultivariateNormal(target.means, target.covariances))
+    grid = torch.linspace(-12, 12, 40_001, dtype=torch.float64)
+    prior = law.log_prob(grid[:, None])
+    flow = oracle(target, path, tolerance(1e-6))
+    for u in (0.1, 0.5, 0.9, 1.0):
+        c = path.schedule(torch.tensor(u).double())
+        x = density(target, path, None, u).sample((5,))
+        noise = (x - c.alpha * grid) / c.sigma  # (5, grid)
+        w = torch.softmax(prior - noise.square() / 2, dim=1)
+        expected = (w * (c.d_alpha * grid + c.d_sigma * noise)).sum(1, keepdim=True)
+        found = flow.field.velocity(x, torch.tensor(u).double(), None)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * float(1 + c.d_sigma.abs()))
+
+
+@every_path
+def test_field_over_points_is_the_conditional_expectation(path):
+    g = torch.Generator().manual_seed(11)
+    data = torch.randn(9, 1, 2, 2, generator=g, dtype=torch.float64) + 0.5
+    mean_0, var_0 = torch.full((1, 2, 2), 0.3).double(), torch.tensor(1.4).double()
+    field = PointsField(data, path, Moments.measured(data, mean_0, var_0))
+    x = torch.randn(6, 1, 2, 2, generator=g, dtype=torch.float64)
+    for u in (0.05, 0.5, 1.0):
+        c = path.schedule(torch.tensor(u).double())
+        noise = (x[:, None] - c.alpha * data) / c.sigma
+        w = torch.softmax(-(noise - mean_0).square().flatten(2).sum(2) / (2 * var_0), dim=1)
+        pairs = c.d_alpha * data + c.d_sigma * noise
+        expected = torch.einsum("bk,bk...->b...", w, pairs)
+        found = field.velocity(x, torch.tensor(u).double(), None)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(1 + c.d_sigma.abs()))
+        each = field.velocity(x, torch.full((6,), u).double(), None)
+        torch.testing.assert_close(each, found)
+
+
+@every_path
+def test_rotation_is_the_velocity_in_other_clothes(path):
+    """v = drift + V'/2V (x - E x) + gain F(y, angle), for the closed form as for a network."""
+    from flowcli.parametrizations import Preconditioned
+
+    flow, g = oracle(THREE, path, tolerance(1e-6)), torch.Generator().manual_seed(12)
+    x, u = 2 * torch.randn(20, 2, generator=g, dtype=torch.float64), torch.linspace(0.01, 1, 20).double()
+    c = path.schedule(u)
+    c = type(c)(*(value[:, None] for value in c))
+    p, m = Preconditioned(), flow.field.moments
+    output = flow.field.rotation(p.network_input(x, c, m), m.angle(path.schedule(u)), None)
+    torch.testing.assert_close(p.velocity(x, output, c, m), flow.field.velocity(x, u, None), rtol=1e-8, atol=1e-8)
+
+
+# ------------------------------------------------------------------------------------------------- over the points
+def over_points(path: Path, data: Tensor, solver: Solver) -> OracleFlow:
+    shape = tuple(data.shape[1:])
+    parts = Parts(None, path, StandardNormal(shape), Affine.identity(shape), solver, Exact(), shape, data, None, None)
+    return Oracle("train").flow(parts).cast(torch.float64, torch.device("cpu"))
+
+
+DATA = torch.tensor([[0.0, 2.0], [-1.5, -1.0], [2.0, -0.5], [1.0, 1.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path.at(0.0)[1] == 0], ids=repr)
+def test_points_have_no_density_where_the_path_ends_at_them(path):
+    with pytest.raises(UserError, match="no density on a path that ends at them"):
+        over_points(path, DATA, tolerance(1e-5)).log_prob(DATA)
+
+
+@pytest.mark.parametrize("path", [OT(0.0), OT(0.05), VP(0.1, 20.0), Cosine()], ids=repr)
+def test_samples_end_at_the_points(path):
+    x = over_points(path, DATA, tolerance(1e-5)).sample(50, seed=0).value
+    nearest = torch.cdist(x, DATA).min(1)
+    assert float(nearest.values.median()) < (1e-3 if path.at(0.0)[1] == 0 else 0.15)
+    assert len(nearest.indices.unique()) == len(DATA)
+
+
+def test_density_over_points_is_that_of_the_smoothed_points():
+    path, x = OT(0.2), torch.cat([DATA + 0.1, torch.zeros(1, 2).double()])
+    law = MixtureSameFamily(
+        Categorical(torch.ones(4).double()), MultivariateNormal(DATA, 0.04 * torch.eye(2).double().expand(4, 2, 2))
+    )
+    found = over_points(path, DATA, tolerance(1e-8)).log_prob(x).value
+    torch.testing.assert_close(found, law.log_prob(x), rtol=0, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------- refusals
+def test_refusals():
+    flow = oracle(THREE, OT(0.0), tolerance(1e-5))
+    with pytest.raises(UserError, match="model=oracle takes no condition"):
+        flow.log_prob(torch.zeros(1, 2), condition=torch.zeros(1))
+    with pytest.raises(UserError, match=r"events must have the shape \(2,\), got \(3,\)"):
+        flow.log_prob(torch.zeros(1, 3))
+    parts = Parts(
+        None, OT(0.0), StandardNormal((2,)), Affine.identity((2,)), tolerance(1e-5), Exact(), (2,), DATA, None, None
+    )
+    with pytest.raises(UserError, match="this data is no Gaussian mixture"):
+        Oracle("target").flow(parts)
+    with pytest.raises(UserError, match="over must be one of target, train"):
+        Oracle("test")
