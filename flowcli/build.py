@@ -50,7 +50,9 @@ def construct(node: Mapping[str, Any] | None, group: str, **given: Any) -> Any:
     legal = [name for name in inspect.signature(made).parameters if name not in given]
     for key in values:
         if key not in legal:
-            raise UserError(f"{group}.{key}: {made.__name__} has no such parameter (have: {', '.join(legal) or 'none'})")
+            raise UserError(
+                f"{group}.{key}: {made.__name__} has no such parameter (have: {', '.join(legal) or 'none'})"
+            )
     try:
         inspect.signature(made).bind(**values, **given)
     except TypeError as error:
@@ -230,7 +232,7 @@ def restore(config: Mapping[str, Any], checkpoint: Checkpoint, weights: str, tru
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{checkpoint.folder}: the weights do not fit the config ({reason})") from error
-    return flow
+    return flow.requires_grad_(False).eval()
 
 
 def load(

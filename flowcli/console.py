@@ -51,7 +51,9 @@ class TrainingProgress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live:
             self._bar.stop()
 
@@ -126,7 +128,13 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[Row]:
         if key not in metrics:
             continue
         floor = metrics.get(f"{key}_floor")
-        perfect = with_error(floor, metrics.get(f"{key}_floor_stderr")) if floor is not None else "0" if key == "nll_gap" else ""
+        perfect = (
+            with_error(floor, metrics.get(f"{key}_floor_stderr"))
+            if floor is not None
+            else "0"
+            if key == "nll_gap"
+            else ""
+        )
         value = metrics[key]
         shown = str(value) if isinstance(value, int) else with_error(value, metrics.get(f"{key}_stderr"))
         rows.append((name, shown, perfect))

@@ -171,6 +171,7 @@ class Trainer:
         ema = AveragedModel(model if average is None else average, multi_avg_fn=self._average)
         ema.n_averaged.fill_(progress.averaged)
         batches = _Batches(data, base, coupling, self.batch_size, seed)
+        diary = _Diary(observer, progress, model, ema, optimizer)
         earlier, began, ending = progress.seconds, time.perf_counter(), "done"
 
         while progress.step < self.steps:
@@ -182,7 +183,8 @@ class Trainer:
                 break
             step = progress.step
             x_0, batch, draws = batches(step)
-            loss = objective(model, x_0, batch.x, objective.times(self.batch_size, draws).to(x_0), batch.condition).mean()
+            u = objective.times(self.batch_size, draws).to(x_0)
+            loss = objective(model, x_0, batch.x, u, batch.condition).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = self._clip(parameters)
@@ -197,61 +199,23 @@ class Trainer:
             progress.loss_sum += float(loss.detach())
             progress.loss_count += 1
             progress.seconds = earlier + time.perf_counter() - began
-            if progress.step % self.log_every == 0 or progress.step == self.steps:
-                record = {"loss": progress.loss_sum / progress.loss_count, "lr": self.learning_rate(step), "grad_norm": norm}
-                self._log(observer, progress, record)
-                progress.loss_sum, progress.loss_count = 0.0, 0
-            self._milestones(observer, progress, model, ema, objective, base, data, seed, optimizer)
+            last, best = progress.step == self.steps, False
+            if last or progress.step % self.log_every == 0:
+                diary.log_loss(self.learning_rate(step), norm)
+            if last or progress.step % self.validate_every == 0:
+                best = diary.validate(validation_loss(_averaged(ema), objective, base, data, seed=seed))
+            if last or best or progress.step % self.checkpoint_every == 0:
+                diary.save(best=best)
 
         if ending != "done":  # a finished training has just saved its last step
-            self._save(observer, progress, model, ema, optimizer, best=not math.isfinite(progress.best_loss))
-        return ema.module, ending
-
-    def _milestones(
-        self,
-        observer: Observer,
-        progress: Progress,
-        model: LearnedField,
-        ema: AveragedModel,
-        objective: Objective,
-        base: Base,
-        data: TrainingData,
-        seed: int,
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
-        """Validate and save where it is due."""
-        last, best = progress.step == self.steps, False
-        if progress.step % self.validate_every == 0 or last:
-            loss = validation_loss(ema.module, objective, base, data, seed=seed)
-            if not math.isfinite(loss):
-                raise JobError(f"the validation loss is {loss} at step {progress.step}; try a smaller trainer.lr")
-            best = loss < progress.best_loss
-            progress.best_loss = min(loss, progress.best_loss)
-            self._log(observer, progress, {"validation_loss": loss})
-        if best or last or progress.step % self.checkpoint_every == 0:
-            self._save(observer, progress, model, ema, optimizer, best=best)
-
-    def _log(self, observer: Observer, progress: Progress, record: dict[str, Any]) -> None:
-        observer.logged({"step": progress.step, **record}, {"step": progress.step, "seconds": round(progress.seconds, 3)})
-
-    def _save(
-        self,
-        observer: Observer,
-        progress: Progress,
-        model: LearnedField,
-        ema: AveragedModel,
-        optimizer: torch.optim.Optimizer,
-        *,
-        best: bool,
-    ) -> None:
-        progress.optimizer, progress.averaged = optimizer.state_dict(), int(ema.n_averaged)
-        observer.checkpoint(progress, model, ema.module, best=best)
+            diary.save(best=not math.isfinite(progress.best_loss))
+        return _averaged(ema), ending
 
     def _average(self, averaged: Any, current: Any, count: Any) -> None:
         # a growing memory: a fixed 0.999 would still hold the initial weights after 1,000 steps
         n = int(count)
         decay = min(self.ema_decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        torch._foreach_lerp_(averaged, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def _clip(self, parameters: list[torch.nn.Parameter]) -> float:
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -266,6 +230,46 @@ class Trainer:
             f"step {step}: loss {loss:g}, gradient norm {norm:g} (batch in model units: mean {float(x.mean()):.3g}, "
             f"largest {float(x.abs().max()):.3g}); the last checkpoint is unharmed; try a smaller trainer.lr{clip}"
         )
+
+
+def _averaged(ema: AveragedModel) -> LearnedField:
+    assert isinstance(ema.module, LearnedField)
+    return ema.module
+
+
+@dataclass(frozen=True)
+class _Diary:
+    """Tells the observer what happened, and keeps the progress that a resumed training starts from."""
+
+    observer: Observer
+    progress: Progress
+    model: LearnedField
+    ema: AveragedModel
+    optimizer: torch.optim.Optimizer
+
+    def log_loss(self, lr: float, norm: float) -> None:
+        """Mean loss since the last time."""
+        progress = self.progress
+        self._log({"loss": progress.loss_sum / progress.loss_count, "lr": lr, "grad_norm": norm})
+        progress.loss_sum, progress.loss_count = 0.0, 0
+
+    def validate(self, loss: float) -> bool:
+        """Note a validation loss; is it the lowest so far?"""
+        if not math.isfinite(loss):
+            raise JobError(f"the validation loss is {loss} at step {self.progress.step}; try a smaller trainer.lr")
+        best = loss < self.progress.best_loss
+        self.progress.best_loss = min(loss, self.progress.best_loss)
+        self._log({"validation_loss": loss})
+        return best
+
+    def save(self, *, best: bool) -> None:
+        """Hand over all that a resumed training needs."""
+        self.progress.optimizer, self.progress.averaged = self.optimizer.state_dict(), int(self.ema.n_averaged)
+        self.observer.checkpoint(self.progress, self.model, _averaged(self.ema), best=best)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        step, seconds = self.progress.step, round(self.progress.seconds, 3)
+        self.observer.logged({"step": step, **record}, {"step": step, "seconds": seconds})
 
 
 class _Batches:
@@ -307,7 +311,7 @@ def validation_loss(model: LearnedField, objective: Objective, base: Base, data:
     x_0, u = base.sample(len(x_1), draws).to(x_1), objective.times(len(x_1), draws).to(x_1)
     with torch.no_grad():
         losses = [
-            objective(model, *part, None)
-            for part in zip(*(tensor.split(VALIDATION_CHUNK) for tensor in (x_0, x_1, u)), strict=True)
+            objective(model, noise, events, times, None)
+            for noise, events, times in zip(*(tensor.split(VALIDATION_CHUNK) for tensor in (x_0, x_1, u)), strict=True)
         ]
     return float(torch.cat(losses).double().mean())

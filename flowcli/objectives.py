@@ -4,6 +4,7 @@ Every regression objective is a weight on |F - r|^2 for the same network output 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -34,9 +35,7 @@ class Objective(ABC):
         """u = 1 - t for a batch, (n,)."""
 
     @abstractmethod
-    def __call__(
-        self, field: LearnedField, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None
-    ) -> Tensor:
+    def __call__(self, field: LearnedField, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
         """Loss of each pair of ends (B, ...) at u (B,), (B,)."""
 
 
@@ -51,40 +50,48 @@ class FlowMatching(Objective):
     def __init__(self, weighting: str) -> None:
         """weighting: unit or native."""
         self.weighting = choice("weighting", weighting, WEIGHTINGS)
-        self._edges = self._cumulative = self._table = None
+        self._law: _HalfByWeight | None = None
 
     def prepare(self, field: LearnedField) -> None:
-        """Tabulate the native weight's law on a grid that is fine at the data end."""
-        if self.weighting == "unit":
-            return
-        edges = torch.logspace(-5, 0, 4097, dtype=torch.float64).clamp(END, 1 - END)
-        middle, width = (edges[1:] * edges[:-1]).sqrt(), edges.diff()
-        mass = self._weight(field, middle) * width
-        # the mixture's mass in each cell: half the uniform law, half the weight's
-        law = (width / width.sum() + mass / mass.sum()) / 2
-        self._edges, self._cumulative = edges, torch.cat([torch.zeros(1).double(), law.cumsum(0)])
-        self._table = (width / width.sum() / law).float()
+        """Tabulate the native weight's law."""
+        self._law = None if self.weighting == "unit" else _HalfByWeight(lambda u: self._weight(field, u))
 
     def _weight(self, field: LearnedField, u: Tensor) -> Tensor:
         c = field.path.schedule(field.parametrization.clip(u).to(field.moments.var_1))
         return field.parametrization.velocity_gain(c, field.moments).square().to(u)
 
     def times(self, n: int, generator: torch.Generator) -> Tensor:
-        """u, (n,): uniform, or from the mixture by its inverse distribution function."""
+        """u, (n,): uniform, or by the native weight's law."""
         uniform = stratified(n, generator)
-        if self._cumulative is None:
-            return uniform.clamp(END, 1 - END)
-        position = uniform.double() * self._cumulative[-1]
-        cell = (torch.searchsorted(self._cumulative, position, right=True) - 1).clamp(0, len(self._table) - 1)
-        inside = (position - self._cumulative[cell]) / (self._cumulative[cell + 1] - self._cumulative[cell])
-        return (self._edges[cell] + inside * (self._edges[cell + 1] - self._edges[cell])).float()
+        return uniform.clamp(END, 1 - END) if self._law is None else self._law.quantile(uniform)
 
-    def __call__(
-        self, field: LearnedField, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None
-    ) -> Tensor:
+    def __call__(self, field: LearnedField, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
         """Mean square over the event's coordinates, weighted, (B,)."""
         loss = field.residual(x_0, x_1, u, condition).square().flatten(1).mean(1)
-        if self._cumulative is None:
-            return loss
-        cell = (torch.searchsorted(self._edges, u.double().cpu(), right=True) - 1).clamp(0, len(self._table) - 1)
-        return self._weight(field, u) * self._table[cell].to(u) * loss
+        return loss if self._law is None else self._weight(field, u) * self._law.correction(u) * loss
+
+
+class _HalfByWeight:
+    """The law (uniform + weight / its integral) / 2 on [END, 1 - END], piecewise uniform on a grid fine at the data."""
+
+    def __init__(self, weight: Callable[[Tensor], Tensor]) -> None:
+        self._edges = torch.logspace(-5, 0, 4097, dtype=torch.float64).clamp(END, 1 - END)
+        middle, width = (self._edges[1:] * self._edges[:-1]).sqrt(), self._edges.diff()
+        uniform, weighted = width / width.sum(), weight(middle) * width
+        cells = (uniform + weighted / weighted.sum()) / 2
+        self._cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), cells.cumsum(0)])
+        self._uniform_over_law = uniform / cells
+
+    def quantile(self, uniform: Tensor) -> Tensor:
+        """Times (n,) at levels (n,) of the distribution function."""
+        level = uniform.double() * self._cumulative[-1]
+        cell = self._cell(self._cumulative, level)
+        inside = (level - self._cumulative[cell]) / (self._cumulative[cell + 1] - self._cumulative[cell])
+        return (self._edges[cell] + inside * (self._edges[cell + 1] - self._edges[cell])).float()
+
+    def correction(self, u: Tensor) -> Tensor:
+        """Density of the uniform law over that of this one at u (n,): what keeps the estimate unbiased."""
+        return self._uniform_over_law[self._cell(self._edges, u.double().cpu())].to(u)
+
+    def _cell(self, edges: Tensor, value: Tensor) -> Tensor:
+        return (torch.searchsorted(edges, value, right=True) - 1).clamp(0, len(edges) - 2)

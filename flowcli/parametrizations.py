@@ -61,7 +61,7 @@ class Moments(nn.Module):
 
 
 class Parametrization(ABC):
-    """Turns the output F of a network into the two ends and the velocity; c is the schedule, broadcastable to (B, ...)."""
+    """Turns the output F of a network into the two ends and the velocity; the schedule c broadcasts to (B, ...)."""
 
     def __init__(self, u_min: float, u_max: float) -> None:
         self.u_min, self.u_max = u_min, u_max
@@ -155,7 +155,8 @@ PREDICTIONS = ("velocity", "data", "noise", "score")
 class Raw(Parametrization):
     r"""The network sees x_t and t and puts out the quantity itself, as the lecture notes write it.
 
-    Any target $y = a x_1 + b x_0$ gives back $x_1 = (b x - \sigma y)/D$, $x_0 = (\alpha y - a x)/D$, $D = \alpha b - \sigma a$.
+    Any target $y = a x_1 + b x_0$ gives back $x_1 = (b x - \sigma y)/D$, $x_0 = (\alpha y - a x)/D$ with
+    $D = \alpha b - \sigma a$.
     The data form is 0/0 where sigma = 0, noise and score where alpha = 0, score also where sigma = 0: there the time is
     cut at RAW_CUT, in training and in solving alike.
     """

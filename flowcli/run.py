@@ -244,7 +244,9 @@ def find_checkpoint(ckpt: str | Path, which: str = "best") -> Checkpoint:
     if path.is_file():
         keys = [key for key, name in WEIGHTS.items() if name == path.name]
         if not keys:
-            raise UserError(f"--ckpt {ckpt}: not a checkpoint; give a run, a folder step-N or {' or '.join(WEIGHTS.values())}")
+            raise UserError(
+                f"--ckpt {ckpt}: not a checkpoint; give a run, a folder step-N or {' or '.join(WEIGHTS.values())}"
+            )
         return _open_checkpoint(path.parent, ckpt, keys[0])
     if (path / CONFIG_FILE).is_file():
         return _open_checkpoint(path, ckpt, None)
@@ -255,7 +257,9 @@ def find_checkpoint(ckpt: str | Path, which: str = "best") -> Checkpoint:
         raise UserError(f"--ckpt {ckpt}: holds no checkpoint (a run has a folder checkpoints/){hint}")
     name = _pointed(folder, which)
     if name is None:
-        raise UserError(f"--ckpt {ckpt}: {folder / which} names no checkpoint; was the run stopped before its first one?")
+        raise UserError(
+            f"--ckpt {ckpt}: {folder / which} names no checkpoint; was the run stopped before its first one?"
+        )
     return _open_checkpoint(folder / name, ckpt, None)
 
 
@@ -285,12 +289,14 @@ def _open_checkpoint(folder: Path, ckpt: str | Path, weights: str | None) -> Che
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"--ckpt {ckpt}: {folder / DESCRIPTION_FILE} is missing or damaged ({_short(error)})") from error
+        raise UserError(
+            f"--ckpt {ckpt}: {folder / DESCRIPTION_FILE} is missing or damaged ({_short(error)})"
+        ) from error
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise UserError(f"--ckpt {ckpt}: {folder / DESCRIPTION_FILE} is not flowcli's")
     if description["format"] > FORMAT:
         raise UserError(
-            f"--ckpt {ckpt}: written by a newer flowcli (format {description['format']}, this one reads up to {FORMAT}); upgrade"
+            f"--ckpt {ckpt}: written by a newer flowcli (format {description['format']}; this one reads {FORMAT}): upgrade"
         )
     return Checkpoint(folder, read_config(folder / CONFIG_FILE), description, weights)
 
@@ -365,7 +371,9 @@ def _runs(path: Path) -> Iterable[Path]:
     if (path / RUN_FILE).is_file():
         yield from [path] if _is_training(path) else []
         return
-    for child in sorted((c for c in path.iterdir() if c.is_dir() and not c.is_symlink()), key=lambda c: natural(c.name)):
+    for child in sorted(
+        (c for c in path.iterdir() if c.is_dir() and not c.is_symlink()), key=lambda c: natural(c.name)
+    ):
         if child.name != ".hydra":
             yield from _runs(child)
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Solver(ABC):
         """Where the solution is given between two ends (float64): `points` of them, or every step of a fixed grid."""
 
     @abstractmethod
-    def _options(self, grid: Tensor) -> dict[str, object]:
+    def _options(self, grid: Tensor) -> dict[str, Any]:
         """Keyword arguments of torchdiffeq's odeint."""
 
     @abstractmethod
@@ -72,7 +73,7 @@ class Solver(ABC):
         grid = grid.to(device=state[0].device, dtype=state[0].dtype)
         points = grid if keep else grid[[0, -1]]
         try:
-            states = odeint(counted, state, points, method=self.method, **self._options(grid))
+            states: Any = odeint(counted, state, points, method=self.method, **self._options(grid))
         except AssertionError as error:  # torchdiffeq's way to say underflow and non-finite values
             raise JobError(self._failure(grid, at, str(error).split("`")[0].strip())) from error
         if not all(bool(torch.isfinite(component[-1]).all()) for component in states):
@@ -101,13 +102,15 @@ class FixedStep(Solver):
         object.__setattr__(self, "max_nfe", integer("max_nfe", self.max_nfe, minimum=1))
         if self.steps * FIXED[self.method] > self.max_nfe:
             need = self.steps * FIXED[self.method]
-            raise ValueError(f"steps={self.steps} of {self.method} take {need} evaluations; max_nfe={self.max_nfe} allows fewer")
+            raise ValueError(
+                f"steps={self.steps} of {self.method} take {need} evaluations; max_nfe={self.max_nfe} allows fewer"
+            )
 
     def grid(self, start: float, stop: float, points: int) -> Tensor:
         """Every step: steps + 1 points."""
         return torch.linspace(start, stop, self.steps + 1, dtype=torch.float64)
 
-    def _options(self, grid: Tensor) -> dict[str, object]:
+    def _options(self, grid: Tensor) -> dict[str, Any]:
         # handing over the grid: a step_size of 1/N can round to N + 1 steps
         return {"options": {"grid_constructor": lambda func, y0, t: grid}}
 
@@ -117,7 +120,7 @@ class FixedStep(Solver):
 
 @dataclass(frozen=True)
 class Adaptive(Solver):
-    """Steps chosen for a tolerance: dopri5, dopri8, bosh3 or adaptive_heun. The error norm couples the rows of a chunk."""
+    """Steps chosen for a tolerance: dopri5, dopri8, bosh3, adaptive_heun. The error norm couples a chunk's rows."""
 
     method: str
     rtol: float
@@ -136,13 +139,14 @@ class Adaptive(Solver):
         """`points` points, both ends among them."""
         return torch.linspace(start, stop, points, dtype=torch.float64)
 
-    def _options(self, grid: Tensor) -> dict[str, object]:
+    def _options(self, grid: Tensor) -> dict[str, Any]:
         # step_t: land on the last point; torchdiffeq would step over it, out of [0, 1], and interpolate back
         return {"rtol": self.rtol, "atol": self.atol, "options": {"step_t": grid[-1:]}}
 
     def _advice(self) -> str:
         other = "" if self.time == "angle" else ", solver.time=angle"
-        return f"a larger solver.rtol and solver.atol (now {self.rtol:g}, {self.atol:g}){other}, a fixed-step solver, or dtype=float64"
+        now = f"{self.rtol:g}, {self.atol:g}"
+        return f"a larger solver.rtol and solver.atol (now {now}){other}, a fixed-step solver, or dtype=float64"
 
 
 def tightened(solver: Solver) -> Solver:

@@ -93,7 +93,10 @@ def test_the_oracle_brings_its_own_objective_and_network():
         (["model.precondition=false"], "model.prediction must be one of velocity, data, noise, score"),
         (["model.precondition=false", "model.prediction=x1"], "model.prediction must be one of"),
         (["model.precondition=1", "model.prediction=noise"], "model.precondition must be true or false"),
-        (["model.precondition=false", "model.prediction=velocity", "solver.time=angle"], "needs model.precondition=true"),
+        (
+            ["model.precondition=false", "model.prediction=velocity", "solver.time=angle"],
+            "needs model.precondition=true",
+        ),
         (["model=oracle", "objective=flow_matching"], "objective=none"),
         (["model=oracle", "network=mlp"], "network=none"),
         (["objective=none"], "objective=flow_matching"),

@@ -109,14 +109,16 @@ def test_gradients_flow_through_the_exact_trace(generator):
     by_x, by_scale = torch.autograd.grad(found.sum(), (x, scale))
     product = x.detach().prod(1, keepdim=True)
     # d/dx_j of sum_i (3 s x_i^2 + prod_{k != i} x_k)
-    shared = sum(
-        product / (x.detach()[:, [i]] * x.detach()) * (torch.arange(3) != i) for i in range(3)
-    )
+    shared = sum(product / (x.detach()[:, [i]] * x.detach()) * (torch.arange(3) != i) for i in range(3))
     torch.testing.assert_close(by_x, 6 * 1.5 * x.detach() + shared, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(by_scale, 3 * x.detach().square().sum())
 
 
-@pytest.mark.parametrize(("probes", "distribution"), [(0, "gaussian"), (1.5, "gaussian"), (True, "gaussian"), (1, "uniform")])
+@pytest.mark.parametrize(
+    ("probes", "distribution"), [(0, "gaussian"), (1.5, "gaussian"), (True, "gaussian"), (1, "uniform")]
+)
 def test_ranges(probes, distribution):
-    with pytest.raises(UserError, match="probes must be a whole number >= 1|distribution must be one of rademacher, gaussian"):
+    with pytest.raises(
+        UserError, match="probes must be a whole number >= 1|distribution must be one of rademacher, gaussian"
+    ):
         Hutchinson(probes, distribution)

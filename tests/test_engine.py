@@ -64,7 +64,9 @@ def field(train: torch.Tensor, width: int = 16) -> LearnedField:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = MLP(tuple(train.shape[1:]), width, 1, 0, 1.0, 2, True)
-    return LearnedField(network, Preconditioned(), OT(0.0), Moments.measured(train.double(), base.mean, base.std)).float()
+    return LearnedField(
+        network, Preconditioned(), OT(0.0), Moments.measured(train.double(), base.mean, base.std)
+    ).float()
 
 
 @pytest.fixture
@@ -75,9 +77,7 @@ def data() -> TrainingData:
 
 def fit(data: TrainingData, made: Trainer, observer: Observer, model: LearnedField, **resume: Any) -> Any:
     base = StandardNormal((2,)).float()
-    return made.fit(
-        model, FlowMatching("unit"), Independent(), base, data, seed=3, observer=observer, **resume
-    )
+    return made.fit(model, FlowMatching("unit"), Independent(), base, data, seed=3, observer=observer, **resume)
 
 
 def test_logs_and_checkpoints_come_when_they_are_due(data):
@@ -175,7 +175,7 @@ def test_jitter_fills_the_bins_and_no_more():
     data = TrainingData(whole, whole, jitter=torch.tensor([0.5]))
     _, batch, _ = _Batches(data, StandardNormal((1,)).float(), Independent(), 200, seed=0)(0)
     offset = batch.x - batch.x.floor()
-    assert 0 <= float(offset.min()) and 0.4 < float(offset.max()) <= 0.5
+    assert float(offset.min()) >= 0 and 0.4 < float(offset.max()) <= 0.5
 
 
 def test_validation_uses_the_same_noise_each_time(data):

@@ -19,7 +19,9 @@ def awake(network: MLP) -> MLP:
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (1, 8, 8)])
-@pytest.mark.parametrize(("features", "octaves", "residual"), [(4, 3, True), (0, 0, False), (0, 2, True), (4, 0, False)])
+@pytest.mark.parametrize(
+    ("features", "octaves", "residual"), [(4, 3, True), (0, 0, False), (0, 2, True), (4, 0, False)]
+)
 def test_shapes_and_zero_at_the_start(shape, features, octaves, residual):
     network = mlp(shape, features=features, octaves=octaves, residual=residual)
     x, t = torch.randn(5, *shape), torch.rand(5)

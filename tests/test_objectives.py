@@ -1,4 +1,4 @@
-"""Flow matching: the loss by hand, unbiased native weights, the law of time, and the conditional against the marginal loss."""
+"""Flow matching: the loss by hand, unbiased native weights, the law of time, and the conditional loss against the marginal."""
 
 import math
 
@@ -84,7 +84,7 @@ def test_raw_loss_by_hand(path, prediction, generator):
 
 @every_path
 @pytest.mark.parametrize("prediction", [None, "noise", "data"])
-def test_native_loss_is_the_loss_in_the_velocity(path, prediction, generator, monkeypatch):
+def test_native_loss_is_the_loss_in_the_velocity(path, prediction, generator):
     """Times from the mixture law are undone by its table: pointwise weight x law = |v - u|^2 in dt."""
     learned, objective = field(path, prediction), FlowMatching("native")
     objective.prepare(learned)
@@ -97,7 +97,9 @@ def test_native_loss_is_the_loss_in_the_velocity(path, prediction, generator, mo
     # the ratio is 1 / density of the law, which is at least half the uniform one
     assert (ratio > 0).all() and (ratio < 2.0001).all()
     weight = learned.parametrization.velocity_gain(path.schedule(u), learned.moments).square()
-    torch.testing.assert_close(native, weight * learned.residual(x_0, x_1, u, None).square().mean(1), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        native, weight * learned.residual(x_0, x_1, u, None).square().mean(1), rtol=1e-6, atol=1e-9
+    )
 
 
 @every_path
@@ -120,7 +122,9 @@ def test_native_estimate_is_unbiased(path, generator, monkeypatch):
     assert u.dtype == torch.float32 and float(u.min()) >= END * 0.999 and float(u.max()) <= 1 - END + 1e-6
     values = objective(learned, torch.zeros(n, 2), torch.zeros(n, 2), u.double(), None)
     assert float(values.mean()) == pytest.approx(expected, rel=2e-3)
-    assert float(values.max()) < 2.1 * float(h(u.double()).max()) * float((weight * width).sum() / width.sum())  # bounded
+    assert float(values.max()) < 2.1 * float(h(u.double()).max()) * float(
+        (weight * width).sum() / width.sum()
+    )  # bounded
 
 
 def test_times_are_stratified(generator):
@@ -177,8 +181,8 @@ def test_conditional_and_marginal_losses_have_one_gradient(path, generator):
     for gap, gradient in zip(difference, size, strict=True):
         # each entry is a mean of n products of order 2
         assert float(gap.abs().max()) < 5 * 2 / math.sqrt(n)
-        assert float(gradient.abs().max()) > 0.1  # else this would say nothing
-    assert float((conditional - marginal).mean()) > 0.01  # the losses themselves differ by the target's spread
+        assert float(gradient.abs().max()) > 0.05  # else this would say nothing
+    assert float((conditional - marginal).mean().detach()) > 0.01  # the losses themselves differ by the target's spread
 
 
 def test_events_of_any_shape(generator):

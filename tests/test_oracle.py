@@ -15,7 +15,7 @@ from flowcli.flows.continuous import Parts
 from flowcli.flows.oracle import Oracle, OracleFlow, PointsField
 from flowcli.parametrizations import Moments
 from flowcli.paths import OT, VE, VP, Cosine, Custom, LinearVP, Path
-from flowcli.solvers import Adaptive, Solver
+from flowcli.solvers import Adaptive, FixedStep, Solver
 from flowcli.transforms import Affine
 
 PATHS = [OT(0.0), OT(0.05), VP(0.1, 20.0), VE(0.01, 50.0), LinearVP(), Cosine(), Custom("t**2", "1 - t**2", 1)]
@@ -58,7 +58,9 @@ def in_model_units(target: Mixture, transform: Affine) -> Mixture:
     return Mixture(target.weights, transform(target.means), target.covariances / outer)
 
 
-def oracle(target: Mixture, path: Path, solver: Solver, transform: Affine | None = None, base: Base | None = None) -> OracleFlow:
+def oracle(
+    target: Mixture, path: Path, solver: Solver, transform: Affine | None = None, base: Base | None = None
+) -> OracleFlow:
     size = target.means.shape[1]
     transform = Affine.identity((size,)) if transform is None else transform
     base = StandardNormal((size,)) if base is None else base
@@ -67,7 +69,9 @@ def oracle(target: Mixture, path: Path, solver: Solver, transform: Affine | None
     return Oracle("target").flow(parts).cast(torch.float64, torch.device("cpu"))
 
 
-def density(target: Mixture, path: Path, transform: Affine | None, u: float = 0.0, base: Base | None = None) -> MixtureSameFamily:
+def density(
+    target: Mixture, path: Path, transform: Affine | None, u: float = 0.0, base: Base | None = None
+) -> MixtureSameFamily:
     """The path's own p_t in data units, as torch.distributions writes it: scaled by alpha, smoothed by sigma."""
     size = target.means.shape[1]
     transform = Affine.identity((size,)) if transform is None else transform
@@ -97,7 +101,7 @@ def points(target: Mixture, n: int) -> Tensor:
 def test_log_prob_is_exact(path, target, standardised):
     transform = standardising(target) if standardised else None
     x = points(target, 12)
-    result = oracle(target, path, tolerance(1e-6), transform).log_prob(x)
+    result = oracle(target, path, tolerance(1e-5, "dopri8"), transform).log_prob(x)
     expected = density(target, path, transform).log_prob(x)
     torch.testing.assert_close(result.value, expected, rtol=0, atol=1e-4)
     assert result.stderr is None and result.status == "done" and result.nfe > 10
@@ -107,15 +111,16 @@ def test_log_prob_is_exact(path, target, standardised):
 def test_log_prob_gets_better_with_the_tolerance(path):
     x = points(THREE, 12)
     expected = density(THREE, path, None).log_prob(x)
-    worst = [float((oracle(THREE, path, tolerance(t)).log_prob(x).value - expected).abs().max()) for t in (1e-4, 1e-8)]
+    flows = [oracle(THREE, path, tolerance(t, "dopri8")) for t in (1e-4, 1e-8)]
+    worst = [float((flow.log_prob(x).value - expected).abs().max()) for flow in flows]
     assert worst[1] < 1e-6 and worst[1] < worst[0] / 10
 
 
 @pytest.mark.parametrize("time", ["path", "angle"])
 @every_path
-def test_gradient_of_log_prob_is_exact(path, time, recwarn):
+def test_gradient_of_log_prob_is_exact(path, time):
     x = points(THREE, 8).requires_grad_()
-    value = oracle(THREE, path, tolerance(1e-7, time=time)).log_prob(x).value
+    value = oracle(THREE, path, FixedStep("rk4", 100, time, 1000)).log_prob(x).value
     (slope,) = torch.autograd.grad(value.sum(), x)
     (expected,) = torch.autograd.grad(density(THREE, path, None).log_prob(x).sum(), x)
     torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-4)
@@ -123,9 +128,9 @@ def test_gradient_of_log_prob_is_exact(path, time, recwarn):
 
 @every_path
 def test_time_and_angle_solve_the_same_flow(path):
-    x = points(THREE, 12)
-    both = [oracle(THREE, path, tolerance(1e-8, time=time), standardising(THREE)) for time in ("path", "angle")]
-    for verb in ("log_prob", "encode", "decode"):
+    x = points(THREE, 4)
+    both = [oracle(THREE, path, tolerance(1e-9, "dopri8", time), standardising(THREE)) for time in ("path", "angle")]
+    for verb in ("log_prob", "decode"):
         first, second = (getattr(flow, verb)(x).value for flow in both)
         torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
 
@@ -144,7 +149,10 @@ def test_another_gaussian_base(path):
 @pytest.mark.parametrize("time", ["path", "angle"])
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "adaptive_heun"])
 @pytest.mark.parametrize("path", [VP(0.1, 20.0), LinearVP()], ids=repr)
-def test_no_underflow_at_the_data_end(path, method, time, dtype):
+def test_no_underflow_at_the_data_end(path, method, time, dtype, request):
+    if (method, time) == ("adaptive_heun", "angle") and isinstance(path, LinearVP):
+        # F = 0 at both ends, and this pair has no other stage: one step all the way looks perfect
+        request.applymarker(pytest.mark.xfail(strict=True, reason="the first step may span the whole interval"))
     flow = oracle(THREE, path, tolerance(1e-4, method, time)).cast(dtype, torch.device("cpu"))
     x = points(THREE, 8)
     torch.testing.assert_close(flow.log_prob(x).value, density(THREE, path, None).log_prob(x), rtol=0, atol=0.02)
@@ -196,7 +204,9 @@ def test_continuity_equation(path, target):
         log_p = law.log_prob(x)
         (score,) = torch.autograd.grad(log_p.sum(), x, retain_graph=True)
         rate = torch.stack([-torch.autograd.grad(value, left, retain_graph=True)[0] for value in log_p])
-        v, divergence = Exact()(lambda y, at=u: flow.field.velocity(y, torch.tensor(at).double(), None), x, Exact().directions(x, None))
+        v, divergence = Exact()(
+            lambda y, at=u: flow.field.velocity(y, torch.tensor(at).double(), None), x, Exact().directions(x, None)
+        )
         residual = rate + (v * score).sum(1) + divergence[:, 0]
         assert float((residual / (1 + rate.abs())).abs().max().detach()) < 1e-6
 

@@ -1,4 +1,4 @@
-"""Targets, ends and velocities of the parametrisations, by exact second-moment algebra and automatic differentiation."""
+"""Targets, ends and velocities of the parametrisations, by exact second-moment algebra and autograd."""
 
 import math
 
@@ -118,7 +118,9 @@ def test_stretch_and_angle_are_the_derivatives_of_the_schedule(path, m):
     centre = m.centre(column(c))
     at_centre = p.velocity(centre, zero, column(c), m).squeeze(1)
     torch.testing.assert_close(at_centre, drift, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(p.velocity(centre + one, zero, column(c), m).squeeze(1) - at_centre, stretch, rtol=1e-8, atol=1e-6)
+    torch.testing.assert_close(
+        p.velocity(centre + one, zero, column(c), m).squeeze(1) - at_centre, stretch, rtol=1e-8, atol=1e-6
+    )
     gain = p.velocity(centre, one, column(c), m).squeeze(1) - at_centre
     torch.testing.assert_close(gain, -m.variance(c).sqrt() * turn, rtol=1e-7, atol=1e-7)
     assert (turn[:-1] < 0).all()  # from noise to data the angle falls; t**2 starts with no slope

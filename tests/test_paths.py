@@ -29,7 +29,7 @@ def gamma(path: Path, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         beta = path.beta_min * (1 - t) + (path.beta_max - path.beta_min) * (1 - t) ** 2 / 2
         return torch.exp(-beta / 2), torch.sqrt(1 - torch.exp(-beta))
     if isinstance(path, VE):
-        return torch.ones_like(t), path.sigma_min ** t * path.sigma_max ** (1 - t)
+        return torch.ones_like(t), path.sigma_min**t * path.sigma_max ** (1 - t)
     if isinstance(path, LinearVP):
         return t, torch.sqrt(1 - t**2)
     if isinstance(path, Cosine):
@@ -55,7 +55,9 @@ def test_values_and_slopes_are_those_of_the_formula(path):
     slopes = [slope(value, t) for value in values]
     found = path.schedule(1 - t.detach())
     for name, expected in zip(found._fields, (*(value.detach() for value in values), *slopes), strict=True):
-        torch.testing.assert_close(getattr(found, name), expected, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            getattr(found, name), expected, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)
@@ -195,7 +197,9 @@ def test_custom_refuses_slopes_that_are_not_finite_at_the_noise_end(alpha):
         Custom(alpha, "u", 1)
 
 
-@pytest.mark.parametrize("text", ["t**2.5", "(1+t)**(1+t)/4*t*t", "2**t - 1", "t/(2-t)", "tan(pi*t/4)", "log(1+t)/log(2)"])
+@pytest.mark.parametrize(
+    "text", ["t**2.5", "(1+t)**(1+t)/4*t*t", "2**t - 1", "t/(2-t)", "tan(pi*t/4)", "log(1+t)/log(2)"]
+)
 def test_custom_slopes_by_the_chain_rule(text):
     path, t = Custom(text, "u*exp(-t)*(1+tanh(t)*u)", 1), torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     t.requires_grad_()

@@ -172,7 +172,7 @@ def test_noise_much_wider_than_data_gets_a_second_panel(rng):
 
 
 def test_paths_run_from_noise_to_data_whatever_the_order_of_times(rng, tmp_path, monkeypatch):
-    points, times, end = ve_like(rng, 20, 1.0)
+    points, times, _end = ve_like(rng, 20, 1.0)
     seen = []
     draw = plots._draw_paths
     monkeypatch.setattr(plots, "_draw_paths", lambda axes, paths, t: (seen.append((paths, t)), draw(axes, paths, t)))
@@ -252,7 +252,7 @@ def test_likelihood_marks_the_mean_of_the_finite_rows(rng):
 
 def test_likelihood_against_truth_has_equal_axes(rng):
     truth = rng.normal(size=500)
-    left, right = plots._likelihood_figure(truth - 0.1, truth).axes
+    _left, right = plots._likelihood_figure(truth - 0.1, truth).axes
     assert right.get_xlim() == right.get_ylim()
     assert_allclose(right.collections[0].get_offsets(), np.stack([truth, truth - 0.1], axis=1))
 

@@ -12,7 +12,14 @@ def normal(n: int, g: torch.Generator) -> torch.Tensor:
 
 def test_rows_depend_on_seed_stream_and_row_alone():
     table = rows(normal, 7, "sample", 0, 3 * BLOCK)
-    for start, stop in ((0, 1), (5, 15), (BLOCK - 1, BLOCK + 1), (BLOCK, BLOCK + 1), (17, 2 * BLOCK + 3), (2 * BLOCK, 3 * BLOCK)):
+    for start, stop in (
+        (0, 1),
+        (5, 15),
+        (BLOCK - 1, BLOCK + 1),
+        (BLOCK, BLOCK + 1),
+        (17, 2 * BLOCK + 3),
+        (2 * BLOCK, 3 * BLOCK),
+    ):
         assert torch.equal(rows(normal, 7, "sample", start, stop), table[start:stop])
 
 

@@ -20,9 +20,7 @@ DESCRIPTION = {"event_shape": [2], "columns": None, "choices": {"path": "ot"}}
 def save(folder: run.RunFolder, step: int, *, best: bool, value: float = 1.0) -> Path:
     weights = {"raw": {"w": torch.full((2,), value)}, "ema": {"w": torch.full((2,), value / 2)}}
     state = {"step": step, "optimizer": {"m": torch.ones(3)}}
-    return folder.save_checkpoint(
-        step, weights=weights, config=CONFIG, description=DESCRIPTION, state=state, best=best
-    )
+    return folder.save_checkpoint(step, weights=weights, config=CONFIG, description=DESCRIPTION, state=state, best=best)
 
 
 @pytest.fixture
@@ -131,7 +129,12 @@ def test_a_pointer_leads_nowhere_but_to_a_step_folder(folder, name):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("missing", "no such file"), ("a/run.json", "not a checkpoint"), ("a", "holds no checkpoint"), (".", "runs a|holds no")],
+    [
+        ("missing", "no such file"),
+        ("a/run.json", "not a checkpoint"),
+        ("a", "holds no checkpoint"),
+        (".", "runs a|holds no"),
+    ],
 )
 def test_what_is_no_checkpoint_is_said(folder, monkeypatch, given, message):
     monkeypatch.chdir(folder.path.parent)

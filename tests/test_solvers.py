@@ -35,7 +35,9 @@ def test_order_of_convergence(method, start, stop):
     for n in counts:
         solver = fixed(method, n)
         grid = solver.grid(start, stop, 2)
-        solution = solver.solve(rhs, (ONE * exact(start),), grid, keep=True)  # at one point the error may change its sign
+        solution = solver.solve(
+            rhs, (ONE * exact(start),), grid, keep=True
+        )  # at one point the error may change its sign
         errors.append(max(abs(float(y) - exact(float(s))) for y, s in zip(solution.states[0], grid, strict=True)))
     x = torch.tensor(counts, dtype=torch.float64).log()
     y = torch.tensor(errors, dtype=torch.float64).log()
@@ -45,7 +47,12 @@ def test_order_of_convergence(method, start, stop):
 
 @pytest.mark.parametrize("method", FIXED)
 def test_evaluations_are_steps_times_stages(method):
-    every = [((0.0, 1.0), torch.float32), ((1.0, 0.0), torch.float32), ((0.0, 1.0), torch.float64), ((1.0, 0.0), torch.float64)]
+    every = [
+        ((0.0, 1.0), torch.float32),
+        ((1.0, 0.0), torch.float32),
+        ((0.0, 1.0), torch.float64),
+        ((1.0, 0.0), torch.float64),
+    ]
     for n in range(1, 129):
         for (start, stop), dtype in every if method == "euler" else [every[n % 4]]:
             solver, times = fixed(method, n), []
@@ -57,7 +64,9 @@ def test_evaluations_are_steps_times_stages(method):
             solution = solver.solve(rhs, (torch.zeros(1, dtype=dtype),), solver.grid(start, stop, 2))
             assert solution.nfe == len(times) == n * FIXED[method]
             assert min(times) >= 0 and max(times) <= 1
-            assert float(solution.states[0][-1]) == pytest.approx(stop - start, abs=1e-5 if dtype == torch.float32 else 1e-13)
+            assert float(solution.states[0][-1]) == pytest.approx(
+                stop - start, abs=1e-5 if dtype == torch.float32 else 1e-13
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -137,7 +146,10 @@ def test_too_many_evaluations_say_where_and_what_to_try():
     with pytest.raises(JobError) as caught:
         solver.solve(lambda s, y: (torch.cos(200 * s) * y[0] * 50,), (ONE,), solver.grid(1.0, 0.0, 2))
     text = str(caught.value)
-    assert text.startswith("solver dopri5 failed ") and "% of the way: 30 evaluations (solver.max_nfe) were not enough" in text
+    assert (
+        text.startswith("solver dopri5 failed ")
+        and "% of the way: 30 evaluations (solver.max_nfe) were not enough" in text
+    )
     assert "try a larger solver.rtol and solver.atol (now 1e-10, 1e-10), solver.time=angle, a fixed-step solver" in text
     assert "\n" not in text
 
@@ -195,7 +207,10 @@ def test_tightened():
         (lambda: FixedStep("euler", 2.5, "path", 100), "steps must be a whole number >= 1"),
         (lambda: FixedStep("euler", 10, "clock", 100), "time must be one of path, angle"),
         (lambda: FixedStep("rk4", 26, "path", 100), "steps=26 of rk4 take 104 evaluations; max_nfe=100"),
-        (lambda: Adaptive("euler", 1e-5, 1e-5, "path", 100), "method must be one of dopri5, dopri8, bosh3, adaptive_heun"),
+        (
+            lambda: Adaptive("euler", 1e-5, 1e-5, "path", 100),
+            "method must be one of dopri5, dopri8, bosh3, adaptive_heun",
+        ),
         (lambda: Adaptive("dopri5", 0, 1e-5, "path", 100), "rtol must be a finite number (and )?> 0"),
         (lambda: Adaptive("dopri5", 1e-5, 2, "path", 100), "atol must be a finite number (and )?> 0 and <= 1"),
         (lambda: Adaptive("dopri5", 1e-5, 1e-5, "path", 5), "max_nfe must be a whole number >= 10"),

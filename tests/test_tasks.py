@@ -20,7 +20,13 @@ from flowcli.cli import main
 SHORT = [
     *["trainer.steps=30", "trainer.batch_size=64", "trainer.log_every=10", "trainer.validate_every=10"],
     *["trainer.checkpoint_every=10", "trainer.threads=1", "network.width=16", "network.depth=1"],
-    *["evaluation.draws=2", "evaluation.draw_points=30", "evaluation.trajectories=4", "solver=midpoint", "solver.steps=6"],
+    *[
+        "evaluation.draws=2",
+        "evaluation.draw_points=30",
+        "evaluation.trajectories=4",
+        "solver=midpoint",
+        "solver.steps=6",
+    ],
 ]
 TOY = ["data.train=300", "data.validation=40", "data.test=50"]
 PICTURES = {"samples.png", "trajectories.png", "loss.png"}
@@ -61,9 +67,26 @@ def test_train_leaves_all_that_a_run_is_made_of(trained):
     assert names >= {"metrics.json", "metrics.jsonl", "timings.jsonl", "data.json", "environment.json", "samples.npy"}
     assert names >= PICTURES | {"density.png", "run.json", ".hydra", "checkpoints"}
     metrics = json.loads((trained / "metrics.json").read_text())
-    for name in ("nll", "nll_stderr", "nll_floor", "nll_gap", "nll_gap_stderr", "entropy", "w2", "w2_stderr", "w2_floor"):
+    for name in (
+        "nll",
+        "nll_stderr",
+        "nll_floor",
+        "nll_gap",
+        "nll_gap_stderr",
+        "entropy",
+        "w2",
+        "w2_stderr",
+        "w2_floor",
+    ):
         assert math.isfinite(metrics[name]), name
-    for name in ("mmd", "mmd_floor", "energy_distance", "energy_distance_floor", "path_energy", "normalized_path_energy"):
+    for name in (
+        "mmd",
+        "mmd_floor",
+        "energy_distance",
+        "energy_distance_floor",
+        "path_energy",
+        "normalized_path_energy",
+    ):
         assert math.isfinite(metrics[name]), name
     assert metrics["nfe_sample"] == metrics["nfe_log_prob"] == 12
     assert metrics["step"] == 30 and metrics["parameters"] > 0 and metrics["train_seconds"] > 0
@@ -291,7 +314,10 @@ def test_hutchinson_reports_its_error(trained, capsys):
 
 def test_the_self_check_sees_a_solve_that_is_too_coarse(trained, capsys):
     outcomes = {}
-    for name, overrides in (("coarse", ["solver=euler", "solver.steps=2"]), ("fine", ["solver=rk4", "solver.steps=60"])):
+    for name, overrides in (
+        ("coarse", ["solver=euler", "solver.steps=2"]),
+        ("fine", ["solver=rk4", "solver.steps=60"]),
+    ):
         args = ["likelihood", "--ckpt", str(trained), "check_rows=50", f"hydra.run.dir={name}", *overrides]
         assert main(args) == 0
         outcomes[name] = json.loads(Path(name, "metrics.json").read_text())
@@ -307,7 +333,7 @@ def wrong(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     capsys.readouterr()
     before = sorted(Path().rglob("*"))
     assert main(list(args)) == 2
-    out, err = capsys.readouterr()
+    _out, err = capsys.readouterr()
     assert err.count("\n") == 1 and "Traceback" not in err, err
     assert sorted(Path().rglob("*")) == before, "something was written"
     return err

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -45,6 +46,11 @@ class Flow(nn.Module):
     """
 
     event_shape: tuple[int, ...]
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the flow computes."""
 
     @abstractmethod
     def sample(

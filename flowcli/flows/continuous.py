@@ -111,7 +111,9 @@ class ContinuousFlow(Flow):
     # ------------------------------------------------------------ variants of the same flow
     def _checked(self, solver: Solver) -> Solver:
         if solver.time == "angle" and not self.field.turns:
-            raise UserError("solver.time=angle needs model.precondition=true: a raw output depends on the path's own time")
+            raise UserError(
+                "solver.time=angle needs model.precondition=true: a raw output depends on the path's own time"
+            )
         return solver
 
     def with_solver(self, solver: Solver) -> "ContinuousFlow":
@@ -159,7 +161,9 @@ class ContinuousFlow(Flow):
         """Events x (B, ...) of latents z (B, ...)."""
 
         def chunk(first: int, last: int, condition: Tensor | None) -> Result:
-            return self._to_data(self.start.from_latent(z[first:last].to(device=self.device, dtype=self.dtype)), condition)
+            return self._to_data(
+                self.start.from_latent(z[first:last].to(device=self.device, dtype=self.dtype)), condition
+            )
 
         return _in_chunks(chunk, len(z), batch_size, condition)
 
@@ -218,7 +222,9 @@ class ContinuousFlow(Flow):
         here, there = (1.0, 0.0) if to_data else (0.0, 1.0)
         state: State = (clock.enter(x, here),)
         if directions is None:
-            solution = self.solver.solve(lambda s, state: (clock.slope(state[0], s, condition),), state, clock.grid(here, there, 2))
+            solution = self.solver.solve(
+                lambda s, state: (clock.slope(state[0], s, condition),), state, clock.grid(here, there, 2)
+            )
             return (clock.leave(solution.states[0][-1], there),), solution.nfe
 
         def slopes(s: Tensor, state: State) -> State:
@@ -356,7 +362,7 @@ class Parts:
 
 
 def start_of(path: Path, base: Base, moments: Moments) -> Base:
-    r"""The distribution a flow starts from: N(E x_0, V_0 I) with $V_0 = \sigma_0^2 b^2 + \alpha_0^2 s^2$, or the base itself.
+    r"""What a flow starts from: N(E x_0, V_0 I) with $V_0 = \sigma_0^2 b^2 + \alpha_0^2 s^2$, or the base itself.
 
     For VP and VE that is an approximation of the path's own p_0: they start at smoothed data.
 
@@ -366,7 +372,9 @@ def start_of(path: Path, base: Base, moments: Moments) -> Base:
     if path.starts_at_noise:
         return base
     if not base.is_gaussian:
-        raise UserError(f"path={type(path).__name__} does not start at the base (alpha_0 > 0), so it needs base=gaussian")
+        raise UserError(
+            f"path={type(path).__name__} does not start at the base (alpha_0 > 0), so it needs base=gaussian"
+        )
     alpha, sigma = (torch.tensor(value, dtype=torch.float64) for value in path.at(1.0))
     c = Schedule(alpha, sigma, alpha, sigma)
     return Gaussian(moments.centre(c).clone(), moments.variance(c).sqrt())
@@ -382,8 +390,8 @@ class CNF:
         self.precondition = boolean("precondition", precondition)
         if self.precondition and prediction is not None:
             raise UserError(
-                f"prediction={prediction} needs precondition=false: the preconditioned network predicts velocity, data, "
-                "noise and score at once"
+                f"prediction={prediction} needs precondition=false: the preconditioned network predicts "
+                "velocity, data, noise and score at once"
             )
         self.prediction = None if self.precondition else choice("prediction", prediction, PREDICTIONS)
 

@@ -2,7 +2,8 @@ r"""The marginal field in closed form: the floor of every objective, and what tr
 
 For data $\sum_k \pi_k N(\mu_k, \Sigma_k)$ and noise N(m_0, b^2 I): $C_k = \alpha^2 \Sigma_k + \sigma^2 b^2 I$,
 $M_k = \alpha \mu_k + \sigma m_0$, $w_k \propto \pi_k N(x; M_k, C_k)$, and
-$E[x_1 | x] = \sum_k w_k (\mu_k + \alpha \Sigma_k C_k^{-1} (x - M_k))$, $E[x_0 | x] = \sum_k w_k (m_0 + \sigma b^2 C_k^{-1} (x - M_k))$.
+$E[x_1 | x] = \sum_k w_k (\mu_k + \alpha \Sigma_k C_k^{-1} (x - M_k))$,
+$E[x_0 | x] = \sum_k w_k (m_0 + \sigma b^2 C_k^{-1} (x - M_k))$.
 """
 
 import math
@@ -161,7 +162,9 @@ class Oracle:
             count, size = means.shape
             return Mixture(torch.ones(count).double() / count, means, torch.eye(size).double().expand(count, -1, -1))
         if parts.mixture is None:
-            raise UserError("model=oracle: this data is no Gaussian mixture; model.over=train takes the training points")
+            raise UserError(
+                "model=oracle: this data is no Gaussian mixture; model.over=train takes the training points"
+            )
         return parts.mixture
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowcli import build, console, pictures
 from flowcli.errors import UserError, integer
+from flowcli.flows.continuous import ContinuousFlow
 from flowcli.run import REFERENCE_FILE, Checkpoint, write_json
 
 ENDINGS = (".npy", ".csv", ".parquet")
@@ -26,7 +27,9 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
     """
     for config in configs:
         _settings(config)
-        build.from_checkpoint(config)
+        _, flow = build.from_checkpoint(config)
+        if config["trajectories"] and not isinstance(flow, ContinuousFlow):
+            raise UserError("trajectories: this model has no paths from noise to data, only continuous flows have")
         _destination(config)
 
 
@@ -68,7 +71,7 @@ def run(config: Mapping[str, Any], folder: Path) -> None:
     if out is not None:
         _write(samples, columns, out)
     pictures.samples(samples, _reference(checkpoint), columns, folder / "samples.png")
-    if trajectories:
+    if trajectories and isinstance(flow, ContinuousFlow):
         way = flow.trajectory(trajectories, seed=seed, points=pictures.PATH_POINTS)
         times, states = way.times.cpu().numpy(), way.states.cpu().numpy()
         np.savez(folder / "trajectories.npz", times=times, states=states)

@@ -57,7 +57,7 @@ def run(config: Mapping[str, Any], folder: Path) -> float | None:
     dataset = build.source(config).load()
     flow = build.new_flow(config, dataset)
     write_json(folder / "data.json", dataset.source)
-    write_json(folder / "environment.json", environment(flow.start.mean.device))
+    write_json(folder / "environment.json", environment(flow.device))
     metrics = _train(config, dataset, flow, folder)
     best = find_checkpoint(folder, "best")
     flow.load_state_dict(best.tensors("ema"))  # what --ckpt will open: the figures are those of that flow
@@ -66,7 +66,7 @@ def run(config: Mapping[str, Any], folder: Path) -> float | None:
 
 
 # ---------------------------------------------------------------- training
-def _train(config: Mapping[str, Any], dataset: Dataset, flow: ContinuousFlow, folder: Path) -> dict[str, Any]:
+def _train(config: Mapping[str, Any], dataset: Dataset, flow: Flow, folder: Path) -> dict[str, Any]:
     """Train the flow's field, or save it as it is where there is nothing to train."""
     training = build.training(config, build.mathematics(config).model)
     description = _description(config, dataset, folder)
@@ -74,6 +74,7 @@ def _train(config: Mapping[str, Any], dataset: Dataset, flow: ContinuousFlow, fo
         weights = {"raw": flow.state_dict(), "ema": flow.state_dict()}
         _save(RunFolder(folder), 0, weights, config, description, state={"step": 0}, best=True)
         return {"step": 0}
+    assert isinstance(flow, ContinuousFlow)
     field, trainer = build.learned_field(flow), training.trainer
     progress, average, offsets = _resumed(config, flow, folder)
     data = _training_data(dataset, flow)
@@ -125,7 +126,9 @@ def _training_data(dataset: Dataset, flow: ContinuousFlow) -> TrainingData:
     def to_model(x: torch.Tensor) -> torch.Tensor:
         return transform(x.to(transform.scale)).to(flow.dtype)
 
-    jitter = None if dataset.bin_width is None else (dataset.bin_width.to(transform.scale) / transform.scale).to(flow.dtype)
+    jitter = (
+        None if dataset.bin_width is None else (dataset.bin_width.to(transform.scale) / transform.scale).to(flow.dtype)
+    )
     return TrainingData(to_model(dataset.train), to_model(dataset.points("validation")), jitter)
 
 
@@ -220,7 +223,7 @@ def _signals() -> Iterator[list[int]]:
 # ---------------------------------------------------------------- evaluation
 @torch.no_grad()
 def _evaluate(
-    config: Mapping[str, Any], dataset: Dataset, flow: ContinuousFlow, folder: Path, metrics: dict[str, Any]
+    config: Mapping[str, Any], dataset: Dataset, flow: Flow, folder: Path, metrics: dict[str, Any]
 ) -> float | None:
     """Measure on the test split, draw, write the final figures and show them."""
     evaluation, seed = build.evaluation(config), build.seed(config)
@@ -229,7 +232,8 @@ def _evaluate(
     np.save(folder / REFERENCE_FILE, dataset.points("test")[:REFERENCE_ROWS].numpy())
     data = dataset.points("test")
     pictures.samples(samples, data, dataset.columns, folder / "samples.png")
-    pictures.trajectories(flow, data, dataset.columns, folder / "trajectories.png", seed=seed)
+    if isinstance(flow, ContinuousFlow):
+        pictures.trajectories(flow, data, dataset.columns, folder / "trajectories.png", seed=seed)
     if dataset.event_shape == (2,) and "nll" in found:
         pictures.density(flow, dataset, folder / "density.png", batch_size=evaluation.batch_size)
     if (folder / METRICS).is_file():
