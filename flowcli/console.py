@@ -5,6 +5,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,7 +30,8 @@ def console() -> Console:
 class TrainingProgress:
     """Shows step, loss, speed and time left."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, first: int) -> None:
+        """steps: in all; first: where this training starts."""
         self._steps, self._console = steps, console()
         # bars of several worker processes would overwrite each other
         self._live = self._console.is_terminal and multiprocessing.parent_process() is None
@@ -43,8 +45,8 @@ class TrainingProgress:
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._task = self._bar.add_task("", total=steps, loss="-", rate="-")
-        self._last = (time.perf_counter(), -1)
+        self._task = self._bar.add_task("", total=steps, completed=first, loss="-", rate="-")
+        self._last = (time.perf_counter(), first)
 
     def __enter__(self) -> Self:
         if self._live:
@@ -63,15 +65,13 @@ class TrainingProgress:
             return
         now, step = time.perf_counter(), int(record["step"])
         began, before = self._last
-        if before < 0:
-            self._last = (now, step)
-        rate = (step - before) / (now - began) if before >= 0 and now > began else math.nan
-        shown = f"{rate:.0f}" if math.isfinite(rate) else "-"
+        rate = (step - before) / max(now - began, 1e-9)
+        shown = f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"
         if self._live:
             self._bar.update(self._task, completed=step, loss=f"{record['loss']:.4f}", rate=shown)
             self._last = (now, step)
         elif now - began >= LINE_EVERY or step == self._steps:
-            left = f", {(self._steps - step) / rate:.0f} s left" if math.isfinite(rate) and step < self._steps else ""
+            left = f", {(self._steps - step) / rate:.0f} s left" if step < self._steps else ""
             self._console.print(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {shown} steps/s{left}")
             self._last = (now, step)
 
@@ -96,9 +96,14 @@ def closing_table(rows: Sequence[Row], title: str) -> None:
 
 
 def with_error(value: float, stderr: float | None = None) -> str:
-    """A value with the digits that its error leaves, e.g. 2.632 ± 0.004."""
+    """A value with the digits that its error leaves, e.g. 2.632 ± 0.004 or (1.3 ± 0.8)e-5."""
     if stderr is None or not math.isfinite(stderr) or stderr <= 0:
         return f"{value:.4g}"
+    largest = max(abs(value), stderr)
+    if largest < 1e-3:
+        exponent = math.floor(math.log10(largest))
+        scale = 10.0**exponent
+        return f"({with_error(value / scale, stderr / scale)})e{exponent}"
     digits = max(0, min(12, 1 - math.floor(math.log10(stderr))))
     return f"{value:.{digits}f} ± {stderr:.{digits}f}"
 
@@ -151,3 +156,9 @@ def check_rows(check: SelfCheck) -> list[Row]:
     rows.append(("|decode(encode(x)) - x|, 50 %, 95 %, largest", trip, ""))
     rows.append(("evaluations, as asked and tighter", f"{check.nfe}, {check.nfe_tight}", ""))
     return [*rows, ("resolved", "yes" if check.resolved else "no", "")]
+
+
+def shown(path: Path) -> Path:
+    """A path as the user would type it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path

@@ -81,7 +81,7 @@ class OT(Path):
 class VP(Path):
     r"""Variance preserving: $\alpha_t = e^{-T/2}$, $\sigma_t^2 = 1 - e^{-T}$.
 
-    $T = \beta_{min} u + (\beta_{max} - \beta_{min}) u^2 / 2$ is the integral of beta from the data end (arXiv 2011.13456).
+    $T = \beta_{min} u + (\beta_{max} - \beta_{min}) u^2 / 2$ integrates beta from the data end (arXiv 2011.13456).
     alpha_0 is small but not 0 (0.0066 for beta 0.1, 20); the slope of sigma diverges like u^(-1/2) at the data.
     """
 
@@ -194,7 +194,7 @@ class Custom(Path):
             raise UserError(f"alpha / sigma must grow all the way from t = 0 to 1; it does not at t = {t:.4f}")
 
 
-# ---------------------------------------------------------------- expressions: a walk over a fixed set of nodes, no eval
+# ---------------------------------------------------------------- expressions: a walk over known nodes, no eval
 Dual = tuple[Tensor, Tensor]
 """A value and its derivative with respect to t."""
 

@@ -296,7 +296,7 @@ def _open_checkpoint(folder: Path, ckpt: str | Path, weights: str | None) -> Che
         raise UserError(f"--ckpt {ckpt}: {folder / DESCRIPTION_FILE} is not flowcli's")
     if description["format"] > FORMAT:
         raise UserError(
-            f"--ckpt {ckpt}: written by a newer flowcli (format {description['format']}; this one reads {FORMAT}): upgrade"
+            f"--ckpt {ckpt}: written by a newer flowcli (format {description['format']}, here {FORMAT}): upgrade"
         )
     return Checkpoint(folder, read_config(folder / CONFIG_FILE), description, weights)
 

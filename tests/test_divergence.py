@@ -119,6 +119,6 @@ def test_gradients_flow_through_the_exact_trace(generator):
 )
 def test_ranges(probes, distribution):
     with pytest.raises(
-        UserError, match="probes must be a whole number >= 1|distribution must be one of rademacher, gaussian"
+        UserError, match=r"probes must be a whole number >= 1|distribution must be one of rademacher, gaussian"
     ):
         Hutchinson(probes, distribution)

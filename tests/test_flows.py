@@ -300,7 +300,7 @@ def test_raw_outputs_have_no_angle():
         None,
         None,
     )
-    with pytest.raises(UserError, match="solver.time=angle needs model.precondition=true"):
+    with pytest.raises(UserError, match=r"solver\.time=angle needs model\.precondition=true"):
         CNF(False, "velocity").flow(parts)
     with pytest.raises(UserError, match="model=cnf needs a network"):
         CNF(True, None).flow(Parts(None, *(getattr(parts, f) for f in list(Parts.__dataclass_fields__)[1:])))

@@ -1,4 +1,4 @@
-"""Flow matching: the loss by hand, unbiased native weights, the law of time, and the conditional loss against the marginal."""
+"""Flow matching: the loss by hand, native weights, the law of time, the conditional against the marginal loss."""
 
 import math
 

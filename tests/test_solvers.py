@@ -73,7 +73,7 @@ def test_evaluations_are_steps_times_stages(method):
 @pytest.mark.parametrize(("start", "stop"), [(0.0, 1.0), (1.0, 0.0), (0.0, 1.57)])
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_adaptive_solvers_reach_their_tolerance(method, start, stop, dtype):
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-6
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-5
     solver = adaptive(method, tolerance)
     solution = solver.solve(lambda s, state: (state[0],), (torch.ones(3, 2, dtype=dtype),), solver.grid(start, stop, 2))
     expected = torch.full((3, 2), math.exp(stop - start), dtype=dtype)
@@ -109,7 +109,7 @@ def test_adaptive_solvers_never_look_outside(method, start, stop, slope):
 
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_adaptive_solvers_land_on_the_end(method):
-    solver, times = adaptive(method), []
+    solver, times = adaptive(method, 1e-4), []
 
     def rhs(s, state):
         times.append(float(s))
@@ -158,11 +158,11 @@ def test_too_many_evaluations_say_where_and_what_to_try():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_singularity_is_one_line(method, dtype):
     """y' = y^2 from 2 blows up half-way."""
-    solver = adaptive(method, 1e-4)
+    solver = adaptive(method, 1e-3)
     with pytest.raises(JobError, match=r"^solver \w+ failed \d+\.\d% of the way: .*; try .*") as caught:
         solver.solve(lambda s, y: (y[0] ** 2,), (2 * torch.ones(1, dtype=dtype),), solver.grid(0.0, 1.0, 2))
     percent = float(str(caught.value).split("failed ")[1].split("%")[0])
-    assert percent == pytest.approx(50, abs=1) and "\n" not in str(caught.value)
+    assert percent == pytest.approx(50, abs=3) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -115,7 +115,7 @@ def run(config: Mapping[str, Any], folder: Path) -> float:
     write_json(folder / "metrics.json", found)
     rows = [*console.metric_rows(found), *([] if checked is None else console.check_rows(checked))]
     console.closing_table(rows, events.title)
-    console.console().print(f"wrote log_prob.csv, log_prob.npy, log_prob.png in {folder}")
+    console.console().print(f"wrote log_prob.csv, log_prob.npy, log_prob.png in {console.shown(folder)}")
     return nll.mean
 
 

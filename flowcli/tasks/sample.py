@@ -80,7 +80,8 @@ def run(config: Mapping[str, Any], folder: Path) -> None:
     write_json(folder / "metrics.json", {"n": n, "seed": seed, "nfe_sample": result.nfe, "status": result.status})
     spread = ", ".join(f"{value:.4g}" for value in finite.std(0)[:8].tolist())
     console.console().print(f"{n:,} samples, {result.nfe} evaluations each; standard deviations {spread}")
-    console.console().print(f"wrote {out if out is not None else folder / 'samples.npy'}, pictures in {folder}")
+    written, pictured = console.shown(out or folder / "samples.npy"), console.shown(folder)
+    console.console().print(f"wrote {written}, pictures in {pictured}")
 
 
 def _columns(checkpoint: Checkpoint) -> tuple[str, ...] | None:

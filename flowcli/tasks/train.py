@@ -83,7 +83,7 @@ def _train(config: Mapping[str, Any], dataset: Dataset, flow: Flow, folder: Path
     try:
         with (
             _signals() as received,
-            console.TrainingProgress(trainer.steps) as shown,
+            console.TrainingProgress(trainer.steps, progress.step) as shown,
             closing(_Observer(RunFolder(folder), config, description, flow, shown, received, offsets)) as observer,
         ):
             _, ending = trainer.fit(
@@ -100,7 +100,9 @@ def _train(config: Mapping[str, Any], dataset: Dataset, flow: Flow, folder: Path
     finally:
         torch.set_num_threads(earlier)
     if ending == "stopped":
-        raise Interrupted(received[0], f"stopped at step {progress.step}; go on with: flowcli train --resume {folder}")
+        raise Interrupted(
+            received[0], f"stopped at step {progress.step}; go on with: flowcli train --resume {console.shown(folder)}"
+        )
     if ending == "max_time":
         console.console().print(f"trainer.max_time: stopped at step {progress.step} of {trainer.steps}")
     seconds = progress.seconds
@@ -227,6 +229,7 @@ def _evaluate(
 ) -> float | None:
     """Measure on the test split, draw, write the final figures and show them."""
     evaluation, seed = build.evaluation(config), build.seed(config)
+    console.console().print("evaluating on the test split and drawing")
     found, samples = evaluation(flow, dataset, seed=seed)
     np.save(folder / "samples.npy", samples.numpy())
     np.save(folder / REFERENCE_FILE, dataset.points("test")[:REFERENCE_ROWS].numpy())
@@ -243,6 +246,6 @@ def _evaluate(
     console.closing_table(console.metric_rows(metrics), f"test split, {len(dataset.test):,} rows")
     if "nll_missing" in metrics:
         console.console().print(f"no likelihood: {metrics['nll_missing']}")
-    console.console().print(f"run  {folder}")
+    console.console().print(f"run  {console.shown(folder)}")
     nll = metrics.get("nll", math.nan)
     return float(nll) if math.isfinite(nll) else None
