@@ -316,9 +316,8 @@ def _preflight(request: Request, primary: str, words: list[str]) -> _Plan:
             for override in parsed:
                 if override.is_sweep_override():
                     key, _, value = str(override.input_line).partition("=")
-                    raise UserError(
-                        f"{override.input_line} is a sweep: add -m to run each, or write {key}=[{value}] for a list"
-                    )
+                    a_list = "" if key in groups() else f", or write {key}=[{value}] for a list"
+                    raise UserError(f"{override.input_line} is a sweep: add -m to run each{a_list}")
             _refuse_to_overwrite(
                 request, Path(hydra.run.dir), f"flowcli train --resume {hydra.run.dir} goes on with it"
             )
