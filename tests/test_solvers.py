@@ -101,10 +101,10 @@ def test_adaptive_solvers_never_look_outside(method, start, stop, slope):
 
     def rhs(s, state):
         times.append(float(s))
-        return (slope * s * 1e-3 * state[0],)
+        return (slope * 1e-3 * state[0],)
 
     solver.solve(rhs, (ONE,), solver.grid(start, stop, 2))
-    assert 0 <= min(times) < 1e-300 and max(times) == 1.0  # torchdiffeq looks one float beside an end
+    assert 0 <= min(times) < 1e-300 and 1 - 1e-15 < max(times) <= 1  # torchdiffeq looks one float beside an end
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
@@ -116,7 +116,7 @@ def test_adaptive_solvers_land_on_the_end(method):
         return (10 * torch.sin(9 * s) * state[0],)
 
     solver.solve(rhs, (ONE,), solver.grid(1.0, 0.0, 2))
-    assert 0 <= min(times) < 1e-300 and max(times) == 1.0  # torchdiffeq looks one float beside an end
+    assert 0 <= min(times) < 1e-300 and 1 - 1e-15 < max(times) <= 1  # torchdiffeq looks one float beside an end
 
 
 @pytest.mark.parametrize("solver", [fixed("rk4", 20), adaptive("dopri5", 1e-8)], ids=repr)
