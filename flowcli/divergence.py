@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from flowcli.errors import choice, integer
+from flowcli.randomness import rows
 
 Field = Callable[[Tensor], Tensor]
 
@@ -18,9 +19,17 @@ ROWS_AT_ONCE = 1 << 17
 class Divergence(ABC):
     """A way to get the divergence; K numbers a row, whose mean is the value."""
 
+    @property
     @abstractmethod
-    def directions(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The directions (K or D, B or 1, ...) of one whole solve; drawn anew they would break adaptive steps."""
+    def estimates(self) -> int:
+        """How many independent estimates a row gets, K; 1 where the value is exact."""
+
+    @abstractmethod
+    def directions(self, x: Tensor, seed: int, first: int) -> Tensor:
+        """The directions (K or D, B or 1, ...) of one whole solve; drawn anew they would break adaptive steps.
+
+        They depend on (seed, row) alone; x (B, ...) are rows first .. first + B.
+        """
 
     @abstractmethod
     def __call__(self, field: Field, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +52,12 @@ def _quadratic_forms(field: Field, x: Tensor, directions: Tensor) -> tuple[Tenso
 class Exact(Divergence):
     """D products with the Jacobian, batched."""
 
-    def directions(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    @property
+    def estimates(self) -> int:
+        """1: nothing is random."""
+        return 1
+
+    def directions(self, x: Tensor, seed: int, first: int) -> Tensor:
         """The D unit vectors, (D, 1, ...)."""
         size = x[0].numel()
         return torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
@@ -62,12 +76,21 @@ class Hutchinson(Divergence):
         self.probes = integer("probes", probes, minimum=1)
         self.distribution = choice("distribution", distribution, ("rademacher", "gaussian"))
 
-    def directions(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    @property
+    def estimates(self) -> int:
+        """K, one a probe."""
+        return self.probes
+
+    def directions(self, x: Tensor, seed: int, first: int) -> Tensor:
         """K probes for every row, (K, B, ...)."""
-        shape = (self.probes, *x.shape)
-        if self.distribution == "gaussian":
-            return torch.randn(shape, generator=generator).to(x)
-        return (torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(x)
+
+        def draw(n: int, generator: torch.Generator) -> Tensor:
+            shape = (n, self.probes, *x.shape[1:])
+            if self.distribution == "gaussian":
+                return torch.randn(shape, generator=generator)
+            return torch.randint(0, 2, shape, generator=generator) * 2 - 1
+
+        return rows(draw, seed, "probes", first, first + len(x)).transpose(0, 1).to(x)
 
     def __call__(self, field: Field, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Value (B, ...) and K estimates of the divergence, (B, K)."""

@@ -54,7 +54,8 @@ def number(
         UserError: naming the parameter and its legal range.
     """
     bounds = ((">=", minimum), (">", above), ("<=", maximum), ("<", below))
-    legal = " and ".join(["a finite number", *(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)])
+    limits = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+    legal = f"a finite number {limits}".strip()
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{name} must be {legal}, got {value!r}")
     low = (minimum is not None and value < minimum) or (above is not None and value <= above)

@@ -63,12 +63,17 @@ class FlowMatching(Objective):
     def times(self, n: int, generator: torch.Generator) -> Tensor:
         """u, (n,): uniform, or by the native weight's law."""
         uniform = stratified(n, generator)
-        return uniform.clamp(END, 1 - END) if self._law is None else self._law.quantile(uniform)
+        return uniform.clamp(END, 1 - END) if self.weighting == "unit" else self._prepared().quantile(uniform)
 
     def __call__(self, field: LearnedField, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
         """Mean square over the event's coordinates, weighted, (B,)."""
         loss = field.residual(x_0, x_1, u, condition).square().flatten(1).mean(1)
-        return loss if self._law is None else self._weight(field, u) * self._law.correction(u) * loss
+        return loss if self.weighting == "unit" else self._weight(field, u) * self._prepared().correction(u) * loss
+
+    def _prepared(self) -> "_HalfByWeight":
+        if self._law is None:
+            raise RuntimeError("weighting=native needs prepare(field) first: its law of time depends on the path")
+        return self._law
 
 
 class _HalfByWeight:

@@ -209,6 +209,8 @@ class Raw(Parametrization):
         return c.d_alpha * x_1 + c.d_sigma * x_0
 
     def velocity_gain(self, c: Schedule, moments: Moments) -> Tensor:
-        r"""$(\alpha \sigma' - \sigma \alpha') / D$; 1 for the velocity itself."""
+        r"""$(\alpha \sigma' - \sigma \alpha') / D$; 1 for the velocity itself, also where the path stands still."""
+        if self.prediction == "velocity":
+            return torch.ones_like(c.alpha)
         a, b = self._coefficients(c)
         return (c.alpha * c.d_sigma - c.sigma * c.d_alpha) / (c.alpha * b - c.sigma * a)

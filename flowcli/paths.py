@@ -185,6 +185,9 @@ class Custom(Path):
             found = self.at(u)
             if not all(abs(a - b) < 1e-6 for a, b in zip(found, expected, strict=True)):
                 raise UserError(f"alpha, sigma must be {expected} at t = {t}, got ({found[0]:.6g}, {found[1]:.6g})")
+        slopes = self.schedule(torch.tensor([1e-6, 1.0], dtype=torch.float64))[2:]  # at the data they may be infinite
+        if not all(bool(torch.isfinite(slope).all()) for slope in slopes):
+            raise UserError("alpha and sigma need finite slopes at t = 0, where solving starts")
         u = torch.linspace(1e-6, 1 - 1e-6, 2001, dtype=torch.float64)
         alpha, sigma, d_alpha, d_sigma = self.schedule(u)
         turn = d_alpha * sigma - d_sigma * alpha  # the angle atan2(sigma, alpha) must fall all the way
@@ -244,11 +247,15 @@ def _node(name: str, node: ast.expr, depth: int) -> Callable[[dict[str, Dual]], 
         raise UserError(f"{name}: the expression is nested more than 50 deep")
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            if abs(value) > 1e300:  # compared before it is converted, which long integers do not survive
+                raise UserError(f"{name}: a number is too large")
             return _constant(float(value))
         case ast.Name(id="pi"):
             return _constant(math.pi)
         case ast.Name(id=("t" | "u") as variable):
             return lambda at: at[variable]
+        case ast.UnaryOp(op=ast.UAdd(), operand=inner):
+            return _node(name, inner, depth + 1)
         case ast.UnaryOp(op=ast.USub(), operand=inner):
             return _node(name, ast.BinOp(ast.Constant(0), ast.Sub(), inner), depth + 1)
         case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATIONS:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from flowcli.errors import JobError, choice, integer, number
+from flowcli.errors import JobError, UserError, choice, integer, number
 
 State = tuple[Tensor, ...]
 RightHandSide = Callable[[Tensor, State], State]
@@ -18,6 +18,8 @@ FIXED = {"euler": 1, "midpoint": 2, "heun3": 3, "rk4": 4}
 """Fixed-step methods and their evaluations a step, which is also their order."""
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 TIMES = ("path", "angle")
+FIRST_STEPS = 100
+"""An adaptive solve begins with this fraction of its interval."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Solver(ABC):
 
         def counted(s: Tensor, state: State) -> State:
             nonlocal nfe, at
-            nfe, at = nfe + 1, float(s)
+            nfe, at = nfe + 1, float(s.detach())
             if nfe > self.max_nfe:
                 raise JobError(self._failure(grid, at, f"{self.max_nfe} evaluations (solver.max_nfe) were not enough"))
             return rhs(s, state)
@@ -102,7 +104,7 @@ class FixedStep(Solver):
         object.__setattr__(self, "max_nfe", integer("max_nfe", self.max_nfe, minimum=1))
         if self.steps * FIXED[self.method] > self.max_nfe:
             need = self.steps * FIXED[self.method]
-            raise ValueError(
+            raise UserError(
                 f"steps={self.steps} of {self.method} take {need} evaluations; max_nfe={self.max_nfe} allows fewer"
             )
 
@@ -140,8 +142,11 @@ class Adaptive(Solver):
         return torch.linspace(start, stop, points, dtype=torch.float64)
 
     def _options(self, grid: Tensor) -> dict[str, Any]:
-        # step_t: land on the last point; torchdiffeq would step over it, out of [0, 1], and interpolate back
-        return {"rtol": self.rtol, "atol": self.atol, "options": {"step_t": grid[-1:]}}
+        # step_t: land on the last point; torchdiffeq would step over it, out of [0, 1], and interpolate back.
+        # first_step: its own guess looks far outside where slopes are small, and may take the whole interval at once,
+        # which looks perfect to adaptive_heun where the field vanishes at both ends.
+        first_step = float((grid[-1] - grid[0]).abs()) / FIRST_STEPS
+        return {"rtol": self.rtol, "atol": self.atol, "options": {"step_t": grid[-1:], "first_step": first_step}}
 
     def _advice(self) -> str:
         other = "" if self.time == "angle" else ", solver.time=angle"

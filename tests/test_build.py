@@ -102,7 +102,7 @@ def test_the_oracle_brings_its_own_objective_and_network():
         (["objective=none"], "objective=flow_matching"),
         (["network=none"], "model=cnf needs a network"),
         (["model=oracle", "data=moons"], "model.over=train"),
-        (["path.sigma_min=-1"], "path.sigma_min must be a finite number and >= 0 and < 1, got -1"),
+        (["path.sigma_min=-1"], "path.sigma_min must be a finite number >= 0 and < 1, got -1"),
         (["path.sigma_min=abc"], "path.sigma_min must be"),
         (["path=ve", "path.sigma_max=1e9"], "path.sigma_max must be"),
         (["path=ve", "path.sigma_max=0.001"], "path.sigma_max must be"),

@@ -211,7 +211,7 @@ def test_clipping_bounds_the_step(data):
         ({"steps": 0}, "steps must be a whole number >= 1"),
         ({"steps": 1.5}, "steps must be a whole number"),
         ({"batch_size": "many"}, "batch_size must be"),
-        ({"lr": 0}, "lr must be a finite number and > 0"),
+        ({"lr": 0}, "lr must be a finite number > 0"),
         ({"lr": float("nan")}, "lr must be a finite number"),
         ({"optimizer": "sgd"}, "optimizer must be one of adam, adamw"),
         ({"weight_decay": 0.1}, "weight_decay=0.1 needs optimizer=adamw"),

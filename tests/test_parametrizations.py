@@ -138,7 +138,6 @@ def test_velocity_gain_is_d_velocity_d_output(path, m, form):
     torch.testing.assert_close(p.velocity_gain(c, m).expand_as(slope), slope, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="0/0 where both slopes meet the ends: the gain should be 1 without a division")
 def test_raw_velocity_has_gain_one_even_where_the_path_stands_still():
     """alpha = t**2 has no slope at t = 0, where the ends cannot be told from the velocity; its gain is still 1."""
     path = Custom("t**2", "(1 - t**2)**2", 1)

@@ -91,7 +91,6 @@ def test_tighter_is_closer(method):
     assert errors[2] < errors[0] and errors[2] < 1e-4
 
 
-@pytest.mark.xfail(strict=True, reason="torchdiffeq's choice of a first step looks far outside when the slope is small")
 @pytest.mark.parametrize("slope", [1.0, 1e-3])
 @pytest.mark.parametrize(("start", "stop"), [(0.0, 1.0), (1.0, 0.0)])
 @pytest.mark.parametrize("method", ADAPTIVE)
@@ -183,7 +182,6 @@ def test_gradients_reach_the_start():
         assert float(slope) == pytest.approx(float(end.detach()), rel=1e-9)
 
 
-@pytest.mark.xfail(strict=True, raises=UserWarning, reason="float(s) of a time that depends on the state warns")
 def test_gradients_reach_the_start_through_adaptive_steps(request):
     request.addfinalizer(lambda: torch.set_warn_always(False))
     torch.set_warn_always(True)  # the warning comes once a process otherwise

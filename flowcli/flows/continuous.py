@@ -16,8 +16,8 @@ from flowcli.errors import UserError, boolean, choice
 from flowcli.flows.base import Flow, Result, Trajectory
 from flowcli.parametrizations import PREDICTIONS, Moments, Parametrization, Preconditioned, Raw
 from flowcli.paths import Path, Schedule, smallest_u
-from flowcli.randomness import generator, rows
-from flowcli.solvers import Adaptive, Solver, State
+from flowcli.randomness import rows
+from flowcli.solvers import Adaptive, FixedStep, Solver, State
 from flowcli.transforms import Affine
 
 
@@ -155,7 +155,7 @@ class ContinuousFlow(Flow):
             noise = rows(self.start.sample, seed, "sample", start + first, start + last)
             return self._to_data(noise.to(device=self.device, dtype=self.dtype), condition)
 
-        return _in_chunks(chunk, n, batch_size, condition)
+        return _in_chunks(chunk, n, batch_size, condition, self.event_shape)
 
     def decode(self, z: Tensor, *, batch_size: int | None = None, condition: Tensor | None = None) -> Result:
         """Events x (B, ...) of latents z (B, ...)."""
@@ -165,7 +165,7 @@ class ContinuousFlow(Flow):
                 self.start.from_latent(z[first:last].to(device=self.device, dtype=self.dtype)), condition
             )
 
-        return _in_chunks(chunk, len(z), batch_size, condition)
+        return _in_chunks(chunk, len(z), batch_size, condition, self.event_shape)
 
     def encode(self, x: Tensor, *, batch_size: int | None = None, condition: Tensor | None = None) -> Result:
         """Latents z (B, ...) of events x (B, ...)."""
@@ -174,7 +174,7 @@ class ContinuousFlow(Flow):
             (x_init,), nfe = self._solve(self._to_model(x[first:last]), condition, to_data=False)
             return Result(self.start.to_latent(x_init), nfe, "done")
 
-        return _in_chunks(chunk, len(x), batch_size, condition)
+        return _in_chunks(chunk, len(x), batch_size, condition, self.event_shape)
 
     def log_prob(
         self, x: Tensor, *, seed: int = 0, batch_size: int | None = None, condition: Tensor | None = None
@@ -183,14 +183,14 @@ class ContinuousFlow(Flow):
 
         def chunk(first: int, last: int, condition: Tensor | None) -> Result:
             state = self._to_model(x[first:last])
-            directions = self.divergence.directions(state, generator(seed, "probes", first))
+            directions = self.divergence.directions(state, seed, first)
             (x_init, log_det), nfe = self._solve(state, condition, to_data=False, directions=directions)
             values = (self.start.log_prob(x_init)[:, None] + log_det).double() + self.transform.log_det
             probes = values.shape[1]
             stderr = values.std(1) / math.sqrt(probes) if probes > 1 else None
             return Result(values.mean(1), nfe, "done", stderr)
 
-        return _in_chunks(chunk, len(x), batch_size, condition)
+        return _in_chunks(chunk, len(x), batch_size, condition, ())
 
     # ------------------------------------------------------------ what only continuous flows have
     def velocity(self, x: Tensor, t: Tensor, *, condition: Tensor | None = None) -> Tensor:
@@ -230,13 +230,10 @@ class ContinuousFlow(Flow):
         def slopes(s: Tensor, state: State) -> State:
             return self.divergence(lambda x: clock.slope(x, s, condition), state[0], directions)
 
-        log_det = torch.zeros(len(x), self._estimates(directions), dtype=x.dtype, device=x.device)
+        log_det = torch.zeros(len(x), self.divergence.estimates, dtype=x.dtype, device=x.device)
         solution = self.solver.solve(slopes, (*state, log_det), clock.grid(here, there, 2))
         end, log_det = (component[-1] for component in solution.states)
         return (clock.leave(end, there), log_det + clock.log_volume(here, there, self.event_shape)), solution.nfe
-
-    def _estimates(self, directions: Tensor) -> int:
-        return 1 if directions.shape[1] == 1 else len(directions)  # unit vectors are shared by rows and summed
 
     def _path(self, x_init: Tensor, condition: Tensor | None, points: int) -> tuple[Tensor, Tensor, int]:
         clock = (_AngleClock if self.solver.time == "angle" else _PathClock)(self.field, self.solver, x_init.dtype)
@@ -256,6 +253,10 @@ class _PathClock:
         self.field, self.power = field, field.path.warp
         self.in_w = isinstance(solver, Adaptive) and self.power > 1
         self.smallest_w = smallest_u(dtype) ** (1 / self.power)
+        if isinstance(solver, FixedStep) and self.power > 1:
+            # a grid cannot follow the slope of sigma, ~ u^(1/p - 1), into the end: half a step of w before it is
+            # where Euler's step of that singularity is exact
+            self.smallest_w = 0.5 / solver.steps
         self.solver = solver
 
     def grid(self, here: float, there: float, points: int) -> Tensor:
@@ -268,7 +269,8 @@ class _PathClock:
 
     def slope(self, x: Tensor, s: Tensor, condition: Tensor | None) -> Tensor:
         if not self.in_w:
-            return -self.field.velocity(x, s, condition)  # dx/du = -dx/dt
+            u = s if self.power == 1 else s.clamp_min(self.smallest_w**self.power)
+            return -self.field.velocity(x, u, condition)  # dx/du = -dx/dt
         w = s.clamp_min(self.smallest_w)  # at w = 0 it would be infinity times zero; the product has a limit
         return -self.field.velocity(x, w**self.power, condition) * (self.power * w ** (self.power - 1))
 
@@ -325,9 +327,15 @@ class _AngleClock:
 
 
 def _in_chunks(
-    chunk: Callable[[int, int, Tensor | None], Result], n: int, batch_size: int | None, condition: Tensor | None
+    chunk: Callable[[int, int, Tensor | None], Result],
+    n: int,
+    batch_size: int | None,
+    condition: Tensor | None,
+    shape: tuple[int, ...],
 ) -> Result:
-    """Results of rows 0 .. n, computed batch_size at a time."""
+    """Results of rows 0 .. n, each of this shape, computed batch_size at a time."""
+    if n == 0:
+        return Result(torch.empty(0, *shape, dtype=torch.float64), 0, "done")
     size = max(1, n if batch_size is None else batch_size)
     parts = [
         chunk(first, min(first + size, n), None if condition is None else condition[first : first + size])
