@@ -20,7 +20,8 @@ from flowcli.divergence import Divergence
 from flowcli.errors import UserError, choice, integer
 from flowcli.evaluate import Evaluation
 from flowcli.flows.base import Flow
-from flowcli.flows.continuous import LearnedField, Parts
+from flowcli.flows.continuous import Parts
+from flowcli.flows.fields import LearnedField
 from flowcli.objectives import Objective
 from flowcli.paths import Path as ProbabilityPath
 from flowcli.randomness import generator

@@ -16,7 +16,7 @@ from flowcli.bases import Base
 from flowcli.couplings import Coupling
 from flowcli.dataset import Batch
 from flowcli.errors import JobError, boolean, choice, integer, number
-from flowcli.flows.continuous import LearnedField
+from flowcli.flows.fields import LearnedField
 from flowcli.objectives import Objective
 from flowcli.randomness import generator
 

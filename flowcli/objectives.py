@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowcli.errors import choice
-from flowcli.flows.continuous import LearnedField
+from flowcli.flows.fields import LearnedField
 
 END = 1e-5
 """Times are drawn from [END, 1 - END]: the ends have measure zero, and weights may be infinite there."""

@@ -20,6 +20,8 @@ FLOORS = {
         "flows",
         "flows.base",
         "flows.continuous",
+        "flows.fields",
+        "flows.clocks",
         "flows.discrete",
         "flows.oracle",
         "launch",

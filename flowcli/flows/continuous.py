@@ -2,7 +2,6 @@ r"""Continuous flows: an ODE $dx/dt = v_t(x)$ from the base to the data, solved 
 
 import copy
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,76 +13,13 @@ from flowcli.dataset import Mixture
 from flowcli.divergence import Divergence
 from flowcli.errors import UserError, boolean, choice
 from flowcli.flows.base import Flow, Result, Trajectory
-from flowcli.parametrizations import PREDICTIONS, Moments, Parametrization, Preconditioned, Raw
-from flowcli.paths import Path, Schedule, smallest_u
+from flowcli.flows.clocks import clock_of
+from flowcli.flows.fields import Field, LearnedField
+from flowcli.parametrizations import PREDICTIONS, Moments, Preconditioned, Raw
+from flowcli.paths import Path, Schedule
 from flowcli.randomness import rows
-from flowcli.solvers import Adaptive, FixedStep, Solver, State
+from flowcli.solvers import Solver, State
 from flowcli.transforms import Affine
-
-
-def beside(value: Tensor, x: Tensor) -> Tensor:
-    """Shape a scalar or (B,) so that it broadcasts against x (B, ...)."""
-    return value.reshape(-1, *[1] * (x.dim() - 1)) if value.dim() else value
-
-
-class Field(nn.Module):
-    """A velocity field in model units, with the path it belongs to and the moments of that path's ends."""
-
-    moments: Moments
-
-    def __init__(self, path: Path, moments: Moments) -> None:
-        super().__init__()
-        self.path, self.moments = path, moments
-
-    @abstractmethod
-    def velocity(self, x: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
-        """dx/dt (B, ...) at x (B, ...) and u = 1 - t, a scalar or (B,)."""
-
-    @abstractmethod
-    def rotation(self, y: Tensor, angle: Tensor, condition: Tensor | None) -> Tensor:
-        """F (B, ...) of dy/dphi = -F at y (B, ...) and an angle, a scalar or (B,)."""
-
-    @property
-    def turns(self) -> bool:
-        """Whether `rotation` is there, so that solver.time=angle may be used."""
-        return True
-
-
-class LearnedField(Field):
-    """A network behind a parametrisation."""
-
-    def __init__(self, network: nn.Module, parametrization: Parametrization, path: Path, moments: Moments) -> None:
-        super().__init__(path, moments)
-        self.network, self.parametrization = network, parametrization
-
-    @property
-    def turns(self) -> bool:
-        """Raw outputs depend on the path's own time."""
-        return isinstance(self.parametrization, Preconditioned)
-
-    def _evaluate(self, x: Tensor, u: Tensor, condition: Tensor | None) -> tuple[Tensor, Schedule]:
-        """The network's output (B, ...) and the schedule, shaped to broadcast."""
-        u = self.parametrization.clip(u)
-        c = self.path.schedule(u)
-        time = self.parametrization.network_time(u, c, self.moments)
-        c = Schedule(*(beside(value, x) for value in c))
-        return self.network(self.parametrization.network_input(x, c, self.moments), time, condition), c
-
-    def velocity(self, x: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
-        """dx/dt (B, ...)."""
-        output, c = self._evaluate(x, u, condition)
-        return self.parametrization.velocity(x, output, c, self.moments)
-
-    def rotation(self, y: Tensor, angle: Tensor, condition: Tensor | None) -> Tensor:
-        """The preconditioned network itself."""
-        return self.network(y, angle, condition)
-
-    def residual(self, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
-        """Output minus target at x_t for pairs of ends (B, ...) and u (B,): what every objective weighs and squares."""
-        u = self.parametrization.clip(u)
-        c = Schedule(*(beside(value, x_1) for value in self.path.schedule(u)))
-        output, _ = self._evaluate(c.alpha * x_1 + c.sigma * x_0, u, condition)
-        return output - self.parametrization.target(x_0, x_1, c, self.moments)
 
 
 class ContinuousFlow(Flow):
@@ -218,7 +154,7 @@ class ContinuousFlow(Flow):
         self, x: Tensor, condition: Tensor | None, *, to_data: bool, directions: Tensor | None = None
     ) -> tuple[State, int]:
         """From one end to the other: the state there and, with directions, log |det d there / d here| (B, K)."""
-        clock = (_AngleClock if self.solver.time == "angle" else _PathClock)(self.field, self.solver, x.dtype)
+        clock = clock_of(self.field, self.solver, x.dtype)
         here, there = (1.0, 0.0) if to_data else (0.0, 1.0)
         state: State = (clock.enter(x, here),)
         if directions is None:
@@ -236,7 +172,7 @@ class ContinuousFlow(Flow):
         return (clock.leave(end, there), log_det + clock.log_volume(here, there, self.event_shape)), solution.nfe
 
     def _path(self, x_init: Tensor, condition: Tensor | None, points: int) -> tuple[Tensor, Tensor, int]:
-        clock = (_AngleClock if self.solver.time == "angle" else _PathClock)(self.field, self.solver, x_init.dtype)
+        clock = clock_of(self.field, self.solver, x_init.dtype)
         grid = clock.grid(1.0, 0.0, points)
         solution = self.solver.solve(
             lambda s, state: (clock.slope(state[0], s, condition),), (clock.enter(x_init, 1.0),), grid, keep=True
@@ -244,86 +180,6 @@ class ContinuousFlow(Flow):
         u = clock.remaining(grid)
         states = [clock.leave(state, float(left)) for state, left in zip(solution.states[0], u, strict=True)]
         return u, torch.stack(states), solution.nfe
-
-
-class _PathClock:
-    r"""x in the path's own time. Adaptive solvers step in w, $u = w^p$, where slopes stay finite; grids are warped."""
-
-    def __init__(self, field: Field, solver: Solver, dtype: torch.dtype) -> None:
-        self.field, self.power = field, field.path.warp
-        self.in_w = isinstance(solver, Adaptive) and self.power > 1
-        self.smallest_w = smallest_u(dtype) ** (1 / self.power)
-        if isinstance(solver, FixedStep) and self.power > 1:
-            # a grid cannot follow the slope of sigma, ~ u^(1/p - 1), into the end: half a step of w before it is
-            # where Euler's step of that singularity is exact
-            self.smallest_w = 0.5 / solver.steps
-        self.solver = solver
-
-    def grid(self, here: float, there: float, points: int) -> Tensor:
-        w = self.solver.grid(here, there, points)
-        return w if self.in_w else w**self.power
-
-    def remaining(self, grid: Tensor) -> Tensor:
-        """u at the points of a grid."""
-        return grid**self.power if self.in_w else grid
-
-    def slope(self, x: Tensor, s: Tensor, condition: Tensor | None) -> Tensor:
-        if not self.in_w:
-            u = s if self.power == 1 else s.clamp_min(self.smallest_w**self.power)
-            return -self.field.velocity(x, u, condition)  # dx/du = -dx/dt
-        w = s.clamp_min(self.smallest_w)  # at w = 0 it would be infinity times zero; the product has a limit
-        return -self.field.velocity(x, w**self.power, condition) * (self.power * w ** (self.power - 1))
-
-    def enter(self, x: Tensor, u: float) -> Tensor:
-        return x
-
-    def leave(self, state: Tensor, u: float) -> Tensor:
-        return state
-
-    def log_volume(self, here: float, there: float, event_shape: tuple[int, ...]) -> float:
-        return 0.0
-
-
-class _AngleClock:
-    r"""$y = (x - E x_t)/\sqrt V$ in the angle: $dy/d\varphi = -F$, the same for every path."""
-
-    def __init__(self, field: Field, solver: Solver, dtype: torch.dtype) -> None:
-        self.field, self.solver = field, solver
-
-    def _ends(self, u: float) -> tuple[Tensor, Tensor, float]:
-        """E x_t, V and the angle at u."""
-        moments = self.field.moments
-        alpha, sigma = (torch.tensor(value, dtype=torch.float64) for value in self.field.path.at(u))
-        c = Schedule(*(value.to(moments.var_1) for value in (alpha, sigma, alpha, sigma)))
-        return moments.centre(c), moments.variance(c), float(moments.angle(c))
-
-    def grid(self, here: float, there: float, points: int) -> Tensor:
-        return self.solver.grid(self._ends(here)[2], self._ends(there)[2], points)
-
-    def remaining(self, grid: Tensor) -> Tensor:
-        """u at the points of a grid of angles, by bisection: the angle grows with u."""
-        low, high = torch.zeros_like(grid), torch.ones_like(grid)
-        for _ in range(60):
-            middle = (low + high) / 2
-            angle = torch.tensor([self._ends(float(u))[2] for u in middle], dtype=grid.dtype)
-            low, high = torch.where(angle < grid, middle, low), torch.where(angle < grid, high, middle)
-        return (low + high) / 2
-
-    def slope(self, y: Tensor, s: Tensor, condition: Tensor | None) -> Tensor:
-        return -self.field.rotation(y, s, condition)
-
-    def enter(self, x: Tensor, u: float) -> Tensor:
-        centre, variance, _ = self._ends(u)
-        return (x - centre) * variance.rsqrt()
-
-    def leave(self, state: Tensor, u: float) -> Tensor:
-        centre, variance, _ = self._ends(u)
-        return centre + variance.sqrt() * state
-
-    def log_volume(self, here: float, there: float, event_shape: tuple[int, ...]) -> float:
-        """log of the change of volume between x and y at both ends."""
-        ratio = float(self._ends(there)[1]) / float(self._ends(here)[1])
-        return math.log(ratio) * math.prod(event_shape) / 2
 
 
 def _in_chunks(

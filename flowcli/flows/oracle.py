@@ -16,7 +16,8 @@ from flowcli.bases import Base, GaussianMixture
 from flowcli.dataset import Mixture
 from flowcli.errors import UserError, choice
 from flowcli.flows.base import Result
-from flowcli.flows.continuous import ContinuousFlow, Field, Parts, beside, start_of
+from flowcli.flows.continuous import ContinuousFlow, Parts, start_of
+from flowcli.flows.fields import Field, beside
 from flowcli.parametrizations import Moments, Preconditioned
 from flowcli.paths import Path, Schedule, smallest_u
 

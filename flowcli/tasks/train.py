@@ -20,7 +20,8 @@ from flowcli.dataset import Dataset
 from flowcli.engine import Progress, TrainingData
 from flowcli.errors import Interrupted
 from flowcli.flows.base import Flow
-from flowcli.flows.continuous import ContinuousFlow, LearnedField
+from flowcli.flows.continuous import ContinuousFlow
+from flowcli.flows.fields import LearnedField
 from flowcli.provenance import environment
 from flowcli.run import REFERENCE_FILE, RunFolder, find_checkpoint, write_json
 
