@@ -22,6 +22,10 @@ from flowcli.parametrizations import Moments, Preconditioned
 from flowcli.paths import Path, Schedule, smallest_u
 
 
+WEIGHTS_AT_ONCE = 1 << 24
+"""Rows times training points whose weights are held in memory at a time."""
+
+
 def _refuse(condition: Tensor | None) -> None:
     if condition is not None:
         raise UserError("model=oracle takes no condition")
@@ -94,14 +98,20 @@ class PointsField(ClosedForm):
 
     def ends(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Conditional means of the ends, (B, ...) each."""
-        flat, points = x.flatten(1), self.points.flatten(1)
-        a, s = alpha.reshape(-1, 1), sigma.reshape(-1, 1)
-        centred = flat - s * self.moments.mean_0.flatten()
+        flat = x.flatten(1)
+        a, s = alpha.reshape(-1, 1).expand(len(flat), 1), sigma.reshape(-1, 1).expand(len(flat), 1)
+        size = max(1, WEIGHTS_AT_ONCE // len(self.points))
+        parts = [self._mean(*part) for part in zip(flat.split(size), a.split(size), s.split(size), strict=True)]
+        x_1 = torch.cat(parts)
+        return ((flat - a * x_1) / s).reshape(x.shape), x_1.reshape(x.shape)
+
+    def _mean(self, x: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """E[x_1 | x] of rows (B, D) at coefficients (B, 1)."""
+        points = self.points.flatten(1)
+        centred = x - s * self.moments.mean_0.flatten()
         # -|x - a p|^2 / 2 s^2 b^2 without the term that all points share
         logits = (a * (centred @ points.T) - a**2 * points.square().sum(1) / 2) / (s**2 * self.moments.var_0)
-        x_1 = torch.softmax(logits, dim=1) @ points
-        x_0 = (flat - a * x_1) / s
-        return x_0.reshape(x.shape), x_1.reshape(x.shape)
+        return torch.softmax(logits, dim=1) @ points
 
 
 class OracleFlow(ContinuousFlow):
