@@ -21,7 +21,6 @@ from flowcli.flows.fields import Field, beside
 from flowcli.parametrizations import Moments, Preconditioned
 from flowcli.paths import Path, Schedule, smallest_u
 
-
 WEIGHTS_AT_ONCE = 1 << 24
 """Rows times training points whose weights are held in memory at a time."""
 
