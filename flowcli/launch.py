@@ -171,6 +171,8 @@ def _launch(request: Request) -> int:
             words = [*words, f"hydra.sweep.dir={quote(plan.sweep_dir)}"]
         _hand_over(request, primary, words, job)
         if plan.sweep_dir is not None:
+            if request.verb == "train":
+                print(f"sweep  {_short(plan.sweep_dir)}  (side by side: flowcli compare {_short(plan.sweep_dir)})")
             return _report_sweep(request.verb, plan.sweep_dir, plan.jobs)
         return DONE if job.failure is None else _say(request.verb, f"error: {job.failure.reason}", job.failure.status)
 
