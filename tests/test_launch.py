@@ -110,7 +110,7 @@ def test_a_run_folder_is_not_overwritten(tasks: Tasks, flowcli: Any, trained: st
         (["path", "ot"], "'path' is not key=value; write path=OPTION, one of none, ot, vp"),
         (["nonsense"], "'nonsense' is not key=value"),
         (["trainer.lr=["], "cannot read the override 'trainer.lr=['"),
-        (["path=ot,vp"], "path=ot,vp is a sweep: add -m to run each, or write path=[ot,vp] for a list"),
+        (["path=ot,vp"], "path=ot,vp is a sweep: add -m to run each"),
         (["-m", "path=ot,vpp"], "did you mean path=vp?"),
         (["-m", "seed=0,1", "path.sigma_mn=1"], "did you mean path.sigma_min?"),
         (["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
