@@ -111,7 +111,7 @@ class Trainer:
             deterministic: refuse operations that may differ from run to run (they matter on a GPU).
         """
         self.steps = integer("steps", steps, minimum=1)
-        self.batch_size = integer("batch_size", batch_size, minimum=1)
+        self.batch_size = integer("batch_size", batch_size, minimum=1, maximum=1 << 24)
         self.lr = number("lr", lr, above=0)
         self.optimizer = choice("optimizer", optimizer, OPTIMIZERS)
         self.weight_decay = number("weight_decay", weight_decay, minimum=0)

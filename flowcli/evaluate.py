@@ -37,10 +37,10 @@ class Evaluation:
             trajectories: paths behind the path energy.
             dequantization_draws: draws of uniform noise behind bits/dim of discrete data.
         """
-        self.draws = integer("draws", draws, minimum=2)
+        self.draws = integer("draws", draws, minimum=2, maximum=10_000)
         self.draw_points = integer("draw_points", draw_points, minimum=2, maximum=100_000)
         self.batch_size = integer("batch_size", batch_size, minimum=1)
-        self.trajectories = integer("trajectories", trajectories, minimum=2)
+        self.trajectories = integer("trajectories", trajectories, minimum=2, maximum=100_000)
         self.dequantization_draws = integer("dequantization_draws", dequantization_draws, minimum=1)
 
     @torch.no_grad()

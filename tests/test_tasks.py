@@ -372,6 +372,8 @@ def test_other_wrong_input_is_refused_and_nothing_written(trained, tmp_path, cap
     assert "no such file" in wrong(capsys, "sample", "--ckpt", "nowhere")
     assert "not a checkpoint" in wrong(capsys, "sample", "--ckpt", "other.csv")
     assert "n must be" in wrong(capsys, "sample", "--ckpt", ckpt, "n=0")
+    assert "GiB of memory" in wrong(capsys, "sample", "--ckpt", ckpt, "n=1000000000000")
+    assert "trainer.batch_size must be" in wrong(capsys, "train", "trainer.batch_size=1000000000000")
     assert "ends in .npy, .csv, .parquet" in wrong(capsys, "sample", "--ckpt", ckpt, "--out", "x.txt")
     assert "not a folder that can be written" in wrong(capsys, "sample", "--ckpt", ckpt, "--out", "no/where.csv")
     assert "input" in wrong(capsys, "likelihood", "--ckpt", ckpt, "inptu=x.csv")

@@ -26,8 +26,9 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
         UserError: what is wrong, before anything is written.
     """
     for config in configs:
-        _settings(config)
+        n, _, _ = _settings(config)
         _, flow = build.from_checkpoint(config)
+        _refuse_too_many(n, flow.event_shape)
         if config["trajectories"] and not isinstance(flow, ContinuousFlow):
             raise UserError("trajectories: this model has no paths from noise to data, only continuous flows have")
         _destination(config)
@@ -36,6 +37,13 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
 def _settings(config: Mapping[str, Any]) -> tuple[int, int, int]:
     n, batch_size = integer("n", config["n"], minimum=1), integer("batch_size", config["batch_size"], minimum=1)
     return n, batch_size, integer("trajectories", config["trajectories"], minimum=0)
+
+
+def _refuse_too_many(n: int, event_shape: tuple[int, ...]) -> None:
+    """Samples are held in memory before they are written, three times over with the picture's and the table's copy."""
+    need, there = 3 * 8 * n * math.prod(event_shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > there:
+        raise UserError(f"n={n} needs about {need / 2**30:,.0f} GiB of memory, this machine has {there / 2**30:,.0f}")
 
 
 def _destination(config: Mapping[str, Any]) -> Path | None:
