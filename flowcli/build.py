@@ -271,6 +271,8 @@ def from_checkpoint(config: Mapping[str, Any]) -> tuple[Checkpoint, Flow]:
     """
     checkpoint = find_checkpoint(str(config["ckpt"]), choice("which", config.get("which"), POINTERS))
     weights = checkpoint.weights or str(config.get("weights"))
+    if config.get("weights") == "raw" != weights:
+        raise UserError(f"--weights raw: {config['ckpt']} holds the averaged weights; give the checkpoint's folder")
     return checkpoint, restore(config, checkpoint, weights, config.get("trust") or ())
 
 

@@ -65,7 +65,9 @@ def _config_help(verb: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     if own:
         yield "Keys (key=value)", own
     found = launch.groups()
-    shown = found if verb == "train" else {group: found[group] for group in launch.ON_CHECKPOINT if group in found}
+    shown = (
+        found if verb == "train" else {group: found[group] for group in launch.ON_CHECKPOINT[verb] if group in found}
+    )
     if shown:
         yield "Config groups (group=option)", [(group, ", ".join(options)) for group, options in shown.items()]
 

@@ -104,5 +104,8 @@ class Source(Protocol):
         ...
 
     def read(self, path: Path, columns: tuple[str, ...] | None, event_shape: tuple[int, ...]) -> Tensor:
-        """Events (N, *event_shape) of another file with the same columns, data units, float64."""
+        """Events (N, *event_shape) of another file with the same columns, data units, float64.
+
+        An event with a missing or infinite value comes through only where the data itself drops such events.
+        """
         ...

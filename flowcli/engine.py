@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from flowcli.bases import Base
 from flowcli.couplings import Coupling
 from flowcli.dataset import Batch
-from flowcli.errors import JobError, boolean, choice, integer, number
+from flowcli.errors import JobError, UserError, boolean, choice, integer, number
 from flowcli.flows.fields import LearnedField
 from flowcli.objectives import Objective
 from flowcli.randomness import generator
@@ -116,7 +116,7 @@ class Trainer:
         self.optimizer = choice("optimizer", optimizer, OPTIMIZERS)
         self.weight_decay = number("weight_decay", weight_decay, minimum=0)
         if self.weight_decay and self.optimizer == "adam":
-            raise ValueError(f"weight_decay={weight_decay} needs optimizer=adamw, which decouples it from the gradient")
+            raise UserError(f"weight_decay={weight_decay} needs optimizer=adamw, which decouples it from the gradient")
         self.warmup = integer("warmup", warmup, minimum=0)
         self.schedule = choice("schedule", schedule, ("cosine", "constant"))
         self.grad_clip = None if grad_clip is None else number("grad_clip", grad_clip, above=0)
@@ -125,6 +125,8 @@ class Trainer:
         self.validate_every = integer("validate_every", validate_every, minimum=1)
         self.checkpoint_every = integer("checkpoint_every", checkpoint_every, minimum=1)
         self.max_time = None if max_time is None else number("max_time", max_time, above=0)
+        if threads != "auto" and not isinstance(threads, int):
+            raise UserError(f"threads must be auto or a whole number >= 1, got {threads!r}")
         self.threads = "auto" if threads == "auto" else integer("threads", threads, minimum=1)
         self.deterministic = boolean("deterministic", deterministic)
 
@@ -172,6 +174,7 @@ class Trainer:
         ema.n_averaged.fill_(progress.averaged)
         batches = _Batches(data, base, coupling, self.batch_size, seed)
         diary = _Diary(observer, progress, model, ema, optimizer)
+        saved = progress.step  # of the last checkpoint; 0 before there is one
         earlier, began, ending = progress.seconds, time.perf_counter(), "done"
 
         while progress.step < self.steps:
@@ -189,7 +192,7 @@ class Trainer:
             loss.backward()
             norm = self._clip(parameters)
             if not math.isfinite(norm):
-                raise JobError(self._advice(step, float(loss.detach()), norm, batch.x))
+                raise JobError(self._advice(step, float(loss.detach()), norm, batch.x, saved))
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate(step)
             optimizer.step()
@@ -206,6 +209,7 @@ class Trainer:
                 best = diary.validate(validation_loss(_averaged(ema), objective, base, data, seed=seed))
             if last or best or progress.step % self.checkpoint_every == 0:
                 diary.save(best=best)
+                saved = progress.step
 
         if ending != "done":  # a finished training has just saved its last step
             diary.save(best=not math.isfinite(progress.best_loss))
@@ -224,11 +228,12 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
         return float(norm)
 
-    def _advice(self, step: int, loss: float, norm: float, x: Tensor) -> str:
+    def _advice(self, step: int, loss: float, norm: float, x: Tensor, saved: int) -> str:
+        kept = f"the checkpoint of step {saved} is unharmed" if saved else "there is no checkpoint yet"
         clip = "" if self.grad_clip is not None else ", trainer.grad_clip=1"
         return (
             f"step {step}: loss {loss:g}, gradient norm {norm:g} (batch in model units: mean {float(x.mean()):.3g}, "
-            f"largest {float(x.abs().max()):.3g}); the last checkpoint is unharmed; try a smaller trainer.lr{clip}"
+            f"largest {float(x.abs().max()):.3g}); {kept}; try a smaller trainer.lr{clip}"
         )
 
 

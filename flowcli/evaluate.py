@@ -72,9 +72,10 @@ class Evaluation:
             "nll": nll.mean,
             "nll_stderr": nll.stderr,
             "nll_standardised": nll.mean + float(dataset.transform.log_det),
-            "nll_gaussian": gaussian_nll(dataset.points("train"), x),
             "nfe_log_prob": result.nfe,
         }
+        baseline = gaussian_nll(dataset.points("train"), x)
+        found |= {} if baseline is None else {"nll_gaussian": baseline}
         found |= against_truth(log_prob, x, dataset)
         if dataset.discrete:
             draws = [log_prob]
@@ -141,12 +142,18 @@ def against_truth(log_prob: Tensor, x: Tensor, dataset: Dataset) -> Metrics:
     return found | ({} if dataset.target.entropy is None else {"entropy": dataset.target.entropy})
 
 
-def gaussian_nll(train: Tensor, x: Tensor) -> float:
-    """NLL of x (N, ...) under the full-covariance Gaussian fitted to train (M, ...): what a flow has to beat."""
+def gaussian_nll(train: Tensor, x: Tensor) -> float | None:
+    """NLL of x (N, ...) under the full-covariance Gaussian fitted to train (M, ...): what a flow has to beat.
+
+    None where the fit has no density: too few rows, or columns that depend on each other linearly.
+    """
     train, x = train.flatten(1), x.flatten(1)
-    covariance = torch.cov(train.T, correction=0).reshape(train.shape[1], -1)
-    normal = torch.distributions.MultivariateNormal(train.mean(0), covariance)
-    return float(-normal.log_prob(x).mean())
+    mean, scale = train.mean(0), train.std(0)
+    correlation = torch.cov(((train - mean) / scale).T, correction=0).reshape(train.shape[1], -1)
+    if len(train) <= train.shape[1] or float(torch.linalg.eigvalsh(correlation)[0]) < 1e-9:
+        return None
+    normal = torch.distributions.MultivariateNormal(torch.zeros_like(mean), correlation)
+    return float(-normal.log_prob((x - mean) / scale).mean() + scale.log().sum())
 
 
 def discrete_likelihood(log_prob: Tensor, dimensions: int) -> Metrics:

@@ -36,7 +36,10 @@ MAX_PREFLIGHT = 200
 FROZEN = "_ckpt"
 """The option under which a checkpoint's own node stands in each config group."""
 
-ON_CHECKPOINT = ("solver", "divergence", "seed", "device", "dtype", "evaluation")
+ON_CHECKPOINT = {
+    "sample": ("solver", "seed", "device", "dtype"),
+    "likelihood": ("solver", "divergence", "seed", "device", "dtype", "evaluation"),
+}
 """What may be changed for a trained flow, besides the verb's own keys."""
 
 ON_RESUME = ("trainer.steps", "trainer.max_time", "logger")
@@ -214,7 +217,9 @@ def _freeze(request: Request, ckpt: Path, overrides: Sequence[Any]) -> None:
     from flowcli import run
 
     checkpoint = run.find_checkpoint(ckpt, which=request.which or keys(request.verb)["which"][0])
-    free = list(dict.fromkeys([*ON_CHECKPOINT, *(key for key in keys(request.verb) if key not in FLAGS_ONLY)]))
+    free = list(
+        dict.fromkeys([*ON_CHECKPOINT[request.verb], *(key for key in keys(request.verb) if key not in FLAGS_ONLY)])
+    )
     for override in overrides:
         root = re.split(r"[./]", override.key_or_group)[0]
         if root in (*free, "hydra"):
@@ -227,6 +232,17 @@ def _freeze(request: Request, ckpt: Path, overrides: Sequence[Any]) -> None:
             f" (may change: {', '.join(free)}){hint}"
         )
     register_frozen(checkpoint.config, checkpoint.choices)
+
+
+class _FewerSteps(UserError):
+    """--resume with a trainer.steps that lies behind the run."""
+
+
+def _refuse_fewer_steps(overrides: Sequence[Any], done: int) -> None:
+    for override in overrides:
+        steps = override.value() if override.key_or_group == "trainer.steps" else None
+        if isinstance(steps, int | float) and steps < done:
+            raise _FewerSteps(f"{override.input_line}: the run has done {done} steps already; give more")
 
 
 def _reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
@@ -243,6 +259,9 @@ def _reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
     try:
         checkpoint = run.find_checkpoint(resume, which="last")
         folder, config, choices = checkpoint.run, checkpoint.config, checkpoint.choices
+        _refuse_fewer_steps(overrides, int(checkpoint.description.get("step", 0)))
+    except _FewerSteps:
+        raise
     except UserError as error:
         if not (resume / run.RUN_FILE).is_file() or any(resume.glob("checkpoints/step-*")):
             raise UserError(str(error).replace("--ckpt", "--resume", 1)) from error

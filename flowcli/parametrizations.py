@@ -168,6 +168,7 @@ class Raw(Parametrization):
         cut_noise = prediction in ("noise", "score") and alpha_0 == 0
         super().__init__(RAW_CUT if cut_data else 0.0, 1 - RAW_CUT if cut_noise else 1.0)
         self.prediction = prediction
+        self.cuts = [f"t <= {1 - RAW_CUT:g}"] * cut_data + [f"t >= {RAW_CUT:g}"] * cut_noise
 
     def _coefficients(self, c: Schedule) -> tuple[Tensor, Tensor]:
         zero = torch.zeros_like(c.alpha)

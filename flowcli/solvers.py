@@ -149,7 +149,7 @@ class Adaptive(Solver):
         return {"rtol": self.rtol, "atol": self.atol, "options": {"step_t": grid[-1:], "first_step": first_step}}
 
     def _advice(self) -> str:
-        other = "" if self.time == "angle" else ", solver.time=angle"
+        other = "" if self.time == "angle" else ", solver.time=angle (with model.precondition=true)"
         now = f"{self.rtol:g}, {self.atol:g}"
         return f"a larger solver.rtol and solver.atol (now {now}){other}, a fixed-step solver, or dtype=float64"
 

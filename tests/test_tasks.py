@@ -147,6 +147,10 @@ def test_a_finished_run_can_be_trained_further(trained, capsys):
     assert steps == sorted(steps) and steps[-1] == 40
 
 
+def test_a_resumed_run_does_not_go_back(trained, capsys):
+    assert "30 steps already" in wrong(capsys, "train", "--resume", str(trained), "trainer.steps=10")
+
+
 def test_the_oracle_needs_no_training_and_is_exact(capsys):
     folder = train(
         "oracle", "model=oracle", "data=mixture", "path=vp", "dtype=float64", "solver=dopri5", "solver.rtol=1e-7", *TOY
@@ -286,6 +290,38 @@ def test_a_table_is_trained_sampled_and_scored_by_its_columns(tmp_path, capsys):
     assert "bits_per_dim" not in metrics
 
 
+def test_the_file_that_a_run_was_trained_on_can_be_scored_with_its_gaps(tmp_path, capsys):
+    lines = table(tmp_path / "t.csv").read_text().splitlines()
+    lines[3] = "1.5,,x"
+    Path("t.csv").write_text("\n".join(lines))
+    train("gaps", "data=table", "data.path=t.csv", "data.columns=[a,b]", "data.missing=drop")
+    assert main(["likelihood", "--ckpt", "gaps", "input=t.csv", "check_rows=5", "hydra.run.dir=l"]) == 0
+    assert "(1 incomplete ones left out)" in capsys.readouterr().out
+    assert pl.read_csv("l/log_prob.csv")["row"].to_list() == [i for i in range(120) if i != 2]
+
+
+def test_a_headerless_file_is_read_by_the_run_s_column_numbers(tmp_path, capsys):
+    values = np.random.default_rng(0).normal(size=(100, 3))
+    values[:, 2] += 50
+    np.savetxt("n.csv", values, delimiter=",")
+    np.save("n.npy", values)
+    train("numbers", "data=table", "data.path=n.csv", "data.columns=[2,0]")
+    scores = []
+    for name in ("n.csv", "n.npy"):
+        args = ["likelihood", "--ckpt", "numbers", f"input={name}", "check_rows=0", f"hydra.run.dir={name}.l"]
+        assert main(args) == 0
+        scores.append(np.load(f"{name}.l/log_prob.npy"))
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
+    assert scores[0].mean() > -5, "the columns were taken in the run's order"
+
+
+def test_dependent_columns_have_no_gaussian_baseline(tmp_path, capsys):
+    frame = pl.read_csv(table(tmp_path / "t.csv")).with_columns((pl.col("a") + pl.col("b")).alias("c"))
+    frame.select("a", "b", "c").write_csv("t.csv")
+    metrics = json.loads((train("dependent", "data=table", "data.path=t.csv") / "metrics.json").read_text())
+    assert "nll" in metrics and "nll_gaussian" not in metrics
+
+
 def test_a_table_s_likelihood_is_in_its_own_units(tmp_path, capsys):
     draws = np.random.default_rng(0).normal(size=(200, 1))
     for name, scale in (("one", 1.0), ("thousand", 1000.0)):
@@ -370,6 +406,9 @@ def test_other_wrong_input_is_refused_and_nothing_written(trained, tmp_path, cap
     assert "data.path=FILE" in wrong(capsys, "train", "data=table")
     assert "did you mean" in wrong(capsys, "train", "data=table", "data.path=t.csv", "data.columns=[aa,b]")
     assert "no such file" in wrong(capsys, "sample", "--ckpt", "nowhere")
+    raw = next((trained / "checkpoints").glob("step-*/ema.safetensors"))
+    assert "averaged weights" in wrong(capsys, "sample", "--ckpt", str(raw), "--weights", "raw")
+    assert "belongs to training" in wrong(capsys, "sample", "--ckpt", ckpt, "evaluation.draws=3")
     assert "not a checkpoint" in wrong(capsys, "sample", "--ckpt", "other.csv")
     assert "n must be" in wrong(capsys, "sample", "--ckpt", ckpt, "n=0")
     assert "GiB of memory" in wrong(capsys, "sample", "--ckpt", ckpt, "n=1000000000000")

@@ -149,9 +149,18 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def read_events(
-    path: Path, columns: tuple[str, ...] | None, event_shape: tuple[int, ...], *, header: str | bool, delimiter: str
+    path: Path,
+    columns: tuple[str, ...] | None,
+    event_shape: tuple[int, ...],
+    *,
+    header: str | bool,
+    delimiter: str,
+    positions: Sequence[int] | None = None,
+    incomplete: bool = False,
 ) -> Tensor:
-    """Events (N, *event_shape) of a file, float64, every cell finite.
+    """Events (N, *event_shape) of a file, float64, every cell finite unless `incomplete` lets gaps through.
+
+    positions: where the columns stand in a wider table that has no names.
 
     A table with a header is read by name if `columns` are given (their order in the file does not matter, others are
     ignored); any other table needs as many columns as an event has numbers. An NPY file may also hold an array of
@@ -166,11 +175,13 @@ def read_events(
         array = read_array(path)
         if array.ndim == 1 and width == 1:
             array = array[:, None]
+        if positions is not None and array.ndim == 2 and max(positions) < array.shape[1] != width:
+            array = array[:, list(positions)]
         if array.shape[1:] not in (event_shape, (width,)):
             raise UserError(f"{path}: holds an array of shape {array.shape}; {_shape_text(event_shape)} is needed")
         values = array.reshape(len(array), width)
         where = np.argwhere(~np.isfinite(values))
-        if len(where):
+        if len(where) and not incomplete:
             row, column = where[0]
             index = ", ".join(str(int(i)) for i in np.unravel_index(column, event_shape))
             raise UserError(
@@ -178,10 +189,13 @@ def read_events(
             )
     else:
         table = read_table(path, header=header, delimiter=delimiter)
-        indices = _matching(table, columns, width)
+        if table.names is None and positions is not None and max(positions) < table.frame.width != width:
+            indices = list(positions)
+        else:
+            indices = _matching(table, columns, width)
         values = table.numbers(indices)
         where = np.argwhere(~np.isfinite(values))
-        if len(where):
+        if len(where) and not incomplete:
             row, column = where[0]
             what = "missing" if np.isnan(values[row, column]) else "infinite"
             raise UserError(f"{path}: {table.cell(int(row), indices[column])} is {what}; finite numbers are needed")

@@ -118,8 +118,17 @@ class Table:
         return replace(dataset, transform=Affine.standardise(train))
 
     def read(self, path: Path, columns: tuple[str, ...] | None, event_shape: tuple[int, ...]) -> Tensor:
-        """Rows (N, D) of another file with the same columns: see `flowcli.data.files.read_events`."""
-        return read_events(path, columns, event_shape, header=self.header, delimiter=self.delimiter)
+        """Rows (N, D) of another file with the same columns; with missing=drop the incomplete ones keep their gaps."""
+        numbers = [column for column in self.columns or [] if isinstance(column, int)]
+        return read_events(
+            path,
+            columns,
+            event_shape,
+            header=self.header,
+            delimiter=self.delimiter,
+            positions=numbers if self.columns and len(numbers) == len(self.columns) else None,
+            incomplete=self.missing == "drop",
+        )
 
     def _indices(self, file: TableFile) -> list[int]:
         if self.columns is not None:

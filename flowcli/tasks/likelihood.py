@@ -21,7 +21,7 @@ from flowcli.run import Checkpoint, write_json
 class _Events:
     """What is scored: draw 0 of the dequantised events, how to make another draw, and the truth where known.
 
-    dataset is None for a file: its true density is not asked for.
+    dataset is None for a file: its true density is not asked for. numbers: each event's row in its source, from 0.
     """
 
     x: Tensor
@@ -30,6 +30,7 @@ class _Events:
     dataset: Dataset | None
     raw: Tensor
     title: str
+    numbers: Tensor
 
     def draw(self, number: int) -> Tensor:
         if self.dataset is not None:
@@ -70,14 +71,21 @@ def _events(config: Mapping[str, Any], checkpoint: Checkpoint) -> _Events:
         if dataset.event_shape != event_shape:
             raise UserError(f"data: has events of shape {dataset.event_shape}, the checkpoint's have {event_shape}")
         x = dataset.points("test")
-        return _Events(x, dataset.bin_width, dataset.discrete, dataset, dataset.test, f"test split, {len(x):,} rows")
+        title, numbers = f"test split, {len(x):,} rows", torch.arange(len(x))
+        return _Events(x, dataset.bin_width, dataset.discrete, dataset, dataset.test, title, numbers)
     path = Path(str(config["input"])).expanduser()
     columns = description.get("columns")
     raw = source.read(path, None if columns is None else tuple(columns), event_shape)
+    complete = torch.isfinite(raw).flatten(1).all(1)
+    numbers, dropped = complete.nonzero().flatten(), len(raw) - int(complete.sum())
+    if len(numbers) == 0:
+        raise UserError(f"{path}: no row is complete")
+    raw = raw[complete]
     width = description.get("bin_width")
     bin_width = None if width is None else torch.tensor(width, dtype=raw.dtype).reshape(event_shape)
     x = dequantize(raw, bin_width, 0, "dequantize input 0")
-    return _Events(x, bin_width, bool(description.get("discrete")), None, raw, f"{path.name}, {len(x):,} rows")
+    title = f"{path.name}, {len(x):,} rows" + (f" ({dropped:,} incomplete ones left out)" if dropped else "")
+    return _Events(x, bin_width, bool(description.get("discrete")), None, raw, title, numbers)
 
 
 @torch.no_grad()
@@ -110,7 +118,7 @@ def run(config: Mapping[str, Any], folder: Path) -> float:
             flow, events.x, log_prob, nll.stderr, rows=check_rows, batch_size=batch_size, seed=seed
         )
         found |= checked.as_metrics()
-    _write(log_prob, None if result.stderr is None else result.stderr.cpu(), folder)
+    _write(events.numbers, log_prob, None if result.stderr is None else result.stderr.cpu(), folder)
     plots.likelihood(log_prob.numpy(), folder / "log_prob.png", true_log_prob=None if truth is None else truth.numpy())
     write_json(folder / "metrics.json", found)
     rows = [*console.metric_rows(found), *([] if checked is None else console.check_rows(checked))]
@@ -119,10 +127,10 @@ def run(config: Mapping[str, Any], folder: Path) -> float:
     return nll.mean
 
 
-def _write(log_prob: Tensor, stderr: Tensor | None, folder: Path) -> None:
+def _write(numbers: Tensor, log_prob: Tensor, stderr: Tensor | None, folder: Path) -> None:
     """One line a row: its number, log_prob in nats, and the probes' standard error where there is one."""
     np.save(folder / "log_prob.npy", log_prob.numpy())
-    columns = {"row": np.arange(len(log_prob)), "log_prob": log_prob.numpy()}
+    columns = {"row": numbers.numpy(), "log_prob": log_prob.numpy()}
     if stderr is not None:
         columns["stderr"] = stderr.numpy()
     pl.DataFrame(columns).write_csv(folder / "log_prob.csv")

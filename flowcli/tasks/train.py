@@ -22,6 +22,7 @@ from flowcli.errors import Interrupted
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
 from flowcli.flows.fields import LearnedField
+from flowcli.parametrizations import Raw
 from flowcli.provenance import environment
 from flowcli.run import REFERENCE_FILE, RunFolder, find_checkpoint, write_json
 
@@ -63,7 +64,13 @@ def run(config: Mapping[str, Any], folder: Path) -> float | None:
     best = find_checkpoint(folder, "best")
     flow.load_state_dict(best.tensors("ema"))  # what --ckpt will open: the figures are those of that flow
     metrics["best_step"] = best.description["step"]
-    return _evaluate(config, dataset, flow, folder, metrics)
+    try:
+        return _evaluate(config, dataset, flow, folder, metrics)
+    except KeyboardInterrupt as error:
+        again = f"flowcli train --resume {console.shown(folder)}"
+        raise Interrupted(
+            signal.SIGINT, f"stopped in the evaluation, all training is kept; finish with: {again}"
+        ) from error
 
 
 # ---------------------------------------------------------------- training
@@ -77,6 +84,9 @@ def _train(config: Mapping[str, Any], dataset: Dataset, flow: Flow, folder: Path
         return {"step": 0}
     assert isinstance(flow, ContinuousFlow)
     field, trainer = build.learned_field(flow), training.trainer
+    if isinstance(field.parametrization, Raw) and field.parametrization.cuts:
+        cut = " and ".join(field.parametrization.cuts)
+        console.console().print(f"model.prediction={field.parametrization.prediction} is 0/0 at an end: cut to {cut}")
     progress, average, offsets = _resumed(config, flow, folder)
     data = _training_data(dataset, flow)
     earlier = torch.get_num_threads()
