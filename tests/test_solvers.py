@@ -150,7 +150,7 @@ def test_too_many_evaluations_say_where_and_what_to_try():
         and "% of the way: 30 evaluations (solver.max_nfe) were not enough" in text
     )
     assert "try a larger solver.rtol and solver.atol (now 1e-10, 1e-10), solver.time=angle (with " in text
-        assert "model.precondition=true), a fixed-step solver" in text
+    assert "model.precondition=true), a fixed-step solver" in text
     assert "\n" not in text
 
 
