@@ -13,19 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from flowcli import trust
-from flowcli.bases import Base
+from flowcli.bases import Base, Empirical
 from flowcli.couplings import Coupling
 from flowcli.dataset import Dataset, Mixture, Source
 from flowcli.divergence import Divergence
+from flowcli.engine import Trainer
 from flowcli.errors import UserError, choice, integer
 from flowcli.evaluate import Evaluation
 from flowcli.flows.base import Flow
-from flowcli.flows.continuous import Parts
-from flowcli.flows.fields import LearnedField
-from flowcli.objectives import Objective
+from flowcli.flows.discrete import Discrete
+from flowcli.flows.parts import Model, Parts
+from flowcli.objectives import MaximumLikelihood, Objective, Regression
 from flowcli.paths import Path as ProbabilityPath
 from flowcli.randomness import generator
 from flowcli.run import POINTERS, WEIGHTS, Checkpoint, find_checkpoint
+from flowcli.sde import Stochastic
 from flowcli.solvers import Solver
 from flowcli.transforms import Affine
 
@@ -68,9 +70,10 @@ def construct(node: Mapping[str, Any] | None, group: str, **given: Any) -> Any:
         raise UserError(f"{group}{'.' if named else ': '}{text}") from error
 
 
-def _expect(kind: type, made: Any, group: str) -> Any:
+def _expect(kind: type | tuple[type, ...], made: Any, group: str) -> Any:
     if not isinstance(made, kind):
-        raise UserError(f"{group}: {type(made).__module__}.{type(made).__name__} is no {kind.__name__}")
+        wanted = kind.__name__ if isinstance(kind, type) else " or ".join(each.__name__ for each in kind)
+        raise UserError(f"{group}: {type(made).__module__}.{type(made).__name__} is no {wanted}")
     return made
 
 
@@ -93,12 +96,13 @@ def device_of(name: object) -> torch.device:
 # ---------------------------------------------------------------- a whole config
 @dataclass(frozen=True)
 class Mathematics:
-    """The parts of a config that need no data: what a preflight builds."""
+    """The parts of a config that need no data: what a preflight builds. None where the config says none."""
 
-    path: ProbabilityPath
-    solver: Solver
-    divergence: Divergence
-    model: Any
+    path: ProbabilityPath | None
+    coupling: Coupling | None
+    solver: Solver | Stochastic | None
+    divergence: Divergence | None
+    model: Model
     dtype: torch.dtype
     device: torch.device
 
@@ -109,47 +113,84 @@ def mathematics(config: Mapping[str, Any]) -> Mathematics:
     Raises:
         UserError: an unknown key, a value out of its range, or parts that do not go together.
     """
+    path, coupling = _optional(ProbabilityPath, config, "path"), _optional(Coupling, config, "coupling")
+    if path is not None and coupling is not None and not coupling.independent and not path.starts_at_noise:
+        raise UserError(
+            f"coupling={_name(coupling)} needs a path that starts at the noise itself (alpha_0 = 0): "
+            f"{type(path).__name__} starts at a mixture of noise and data; say path=ot, linear_vp or cosine"
+        )
     return Mathematics(
-        path=_expect(ProbabilityPath, construct(config.get("path"), "path"), "path"),
-        solver=_expect(Solver, construct(config.get("solver"), "solver"), "solver"),
-        divergence=_expect(Divergence, construct(config.get("divergence"), "divergence"), "divergence"),
-        model=construct(config.get("model"), "model"),
+        path=path,
+        coupling=coupling,
+        solver=_optional((Solver, Stochastic), config, "solver"),
+        divergence=_optional(Divergence, config, "divergence"),
+        model=_expect(Model, construct(config.get("model"), "model"), "model"),
         dtype=DTYPES[choice("dtype", config.get("dtype"), DTYPES)],
         device=device_of(config.get("device")),
     )
 
 
+def _optional(kind: Any, config: Mapping[str, Any], group: str) -> Any:
+    return None if config.get(group) is None else _expect(kind, construct(config[group], group), group)
+
+
+def _name(made: object) -> str:
+    return type(made).__name__.lower()
+
+
 @dataclass(frozen=True)
 class Training:
-    """What `train` needs besides the flow; objective and trainer are None for a model with nothing to train."""
+    """What `train` needs besides the flow; objective is None for a model with nothing to train."""
 
     objective: Objective | None
-    coupling: Coupling
-    trainer: Any
+    trainer: Trainer
 
 
-def training(config: Mapping[str, Any], model: Any) -> Training:
-    """Build objective, coupling and trainer, and refuse what does not go together.
+def training(config: Mapping[str, Any], maths: Mathematics) -> Training:
+    """Build objective and trainer, and refuse what does not go together.
 
     Raises:
         UserError: as above.
     """
-    from flowcli.engine import Trainer
+    trainer = _expect(Trainer, construct(config.get("trainer"), "trainer"), "trainer")
+    if not maths.model.trained:
+        _refuse_training(config, maths)
+        return Training(None, trainer)
+    if config.get("objective") is None:
+        raise UserError("objective=none leaves nothing to train this model with; say objective=flow_matching")
+    _refuse_other_objectives(config, maths)
+    return Training(_expect(Objective, construct(config["objective"], "objective"), "objective"), trainer)
 
-    if model.trained == (config.get("objective") is None):
+
+def _refuse_training(config: Mapping[str, Any], maths: Mathematics) -> None:
+    for group in ("objective", "network"):
+        if config.get(group) is not None:
+            raise UserError(f"this model is not trained: it takes {group}=none, which model=oracle brings along")
+    if maths.coupling is None or not maths.coupling.independent:
+        raise UserError("model=oracle is the field of independent noise: it takes coupling=independent")
+
+
+def _refuse_other_objectives(config: Mapping[str, Any], maths: Mathematics) -> None:
+    """Say which objective a model takes before its keys are read: they would be those of another one."""
+    node = config["objective"]
+    kind = trust.locate(str(node[trust.TARGET])) if isinstance(node, Mapping) and trust.TARGET in node else object
+    likelihood = issubclass(kind, MaximumLikelihood)
+    if isinstance(maths.model, Discrete) and not likelihood:
         raise UserError(
-            "objective=none leaves nothing to train this model with; say objective=flow_matching"
-            if model.trained
-            else "this model is not trained: it takes objective=none and network=none, which model=oracle brings along"
+            f"model={_name(maths.model)} is trained by maximum likelihood alone: it takes objective=mle, "
+            "which it brings along"
         )
-    if not model.trained and config.get("network") is not None:
-        raise UserError("this model has no network: it takes network=none, which model=oracle brings along")
-    objective = construct(config["objective"], "objective") if model.trained else None
-    return Training(
-        None if objective is None else _expect(Objective, objective, "objective"),
-        _expect(Coupling, construct(config.get("coupling"), "coupling"), "coupling"),
-        _expect(Trainer, construct(config.get("trainer"), "trainer"), "trainer"),
-    )
+    if likelihood:
+        for group in ("path", "coupling"):
+            if getattr(maths, group) is not None:
+                raise UserError(
+                    f"objective=mle has no pairs of noise and data and no path between them: "
+                    f"it takes {group}=none, which it brings along"
+                )
+    elif issubclass(kind, Regression):
+        for group, option in (("path", "ot"), ("coupling", "independent")):
+            if getattr(maths, group) is None:
+                raise UserError(f"this objective regresses a field on a path: it needs {group}={option} or another")
 
 
 def evaluation(config: Mapping[str, Any]) -> Evaluation:
@@ -158,16 +199,30 @@ def evaluation(config: Mapping[str, Any]) -> Evaluation:
     Raises:
         UserError: as above.
     """
+    trust.refuse_untrusted(config.get("evaluation"), config.get("trust") or ())
     return _expect(Evaluation, construct(config.get("evaluation"), "evaluation"), "evaluation")
 
 
-def base(config: Mapping[str, Any], event_shape: tuple[int, ...]) -> Base:
-    """The distribution of the noise x_0.
+def base(
+    config: Mapping[str, Any], shape: tuple[int, ...], transform: Affine, tensors: Mapping[str, Tensor] | None = None
+) -> Base:
+    """The distribution of the noise x_0 in model units; another data set is opened, unless tensors are there for it.
 
     Raises:
         UserError: as above.
     """
-    return _expect(Base, construct(config.get("base"), "base", event_shape=event_shape), "base")
+    made = _expect(Base, construct(config.get("base"), "base", event_shape=shape), "base")
+    if isinstance(made, Empirical):
+        made.fill(_other_data(made, shape, transform) if tensors is None else tensors["start.points"].double())
+    return made
+
+
+def _other_data(base: Empirical, shape: tuple[int, ...], transform: Affine) -> Tensor:
+    """The points of another data set in the units of this one."""
+    points = base.source.load().points("train")
+    if tuple(points.shape[1:]) != shape:
+        raise UserError(f"base.data has events of the shape {tuple(points.shape[1:])}, data has {shape}")
+    return transform(points)
 
 
 def seed(config: Mapping[str, Any]) -> int:
@@ -185,6 +240,7 @@ def source(config: Mapping[str, Any]) -> Source:
     Raises:
         UserError: as above.
     """
+    trust.refuse_untrusted(config.get("data"), config.get("trust") or ())
     return construct(config.get("data"), "data")
 
 
@@ -208,7 +264,7 @@ def new_flow(config: Mapping[str, Any], dataset: Dataset) -> Flow:
         UserError: as above.
     """
     train = dataset.transform(dataset.points("train"))
-    mixture = None if dataset.mixture is None else _in_model_units(dataset.mixture, dataset.transform)
+    mixture = None if dataset.mixture is None else dataset.mixture.through(dataset.transform)
     return _flow(config, seed(config), dataset.event_shape, dataset.transform, train, mixture, None)
 
 
@@ -220,7 +276,7 @@ def restore(config: Mapping[str, Any], checkpoint: Checkpoint, weights: str, tru
     Raises:
         UserError: a class that is not trusted, damaged files, or weights that do not fit the config.
     """
-    groups = ("model", "network", "path", "base", "solver", "divergence")
+    groups = ("model", "network", "path", "coupling", "base", "solver", "divergence")
     trust.refuse_untrusted({group: config.get(group) for group in groups}, trusted)
     shape = checkpoint.description.get("event_shape")
     if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and 0 < n <= 1 << 20 for n in shape):
@@ -276,14 +332,9 @@ def from_checkpoint(config: Mapping[str, Any]) -> tuple[Checkpoint, Flow]:
     return checkpoint, restore(config, checkpoint, weights, config.get("trust") or ())
 
 
-def learned_field(flow: Flow) -> LearnedField:
-    """The trainable field of a flow."""
-    return _expect(LearnedField, getattr(flow, "field", None), "model")
-
-
 def _flow(
     config: Mapping[str, Any],
-    network_seed: int,
+    seed: int,
     event_shape: tuple[int, ...],
     transform: Affine,
     train: Tensor | None,
@@ -291,10 +342,12 @@ def _flow(
     tensors: dict[str, Tensor] | None,
 ) -> Flow:
     maths = mathematics(config)
+    shape = maths.model.state_shape(event_shape)
+    made = base(config, shape, transform, tensors)
     parts = Parts(
-        network=network(config, event_shape, network_seed),
+        network=network(config, shape, seed),
         path=maths.path,
-        base=base(config, event_shape),
+        base=made,
         transform=transform,
         solver=maths.solver,
         divergence=maths.divergence,
@@ -302,11 +355,16 @@ def _flow(
         train=train,
         mixture=mixture,
         tensors=tensors,
+        no_score=_no_score(made, maths.coupling),
+        seed=seed,
     )
     return maths.model.flow(parts).cast(maths.dtype, maths.device)
 
 
-def _in_model_units(mixture: Mixture, transform: Affine) -> Mixture:
-    scale = transform.scale.flatten()
-    means = transform(mixture.means)
-    return Mixture(mixture.weights, means, mixture.covariances / (scale[:, None] * scale[None, :]))
+def _no_score(base: Base, coupling: Coupling | None) -> str | None:
+    """Why grad log p_t is not -E[x_0 | x_t] / sigma_t, if it is not."""
+    if not base.is_gaussian:
+        return "the base is not Gaussian (base=gaussian)"
+    if coupling is not None and not coupling.independent:
+        return f"coupling={_name(coupling)} makes the noise depend on the data (coupling=independent)"
+    return None

@@ -165,7 +165,10 @@ Which = Annotated[
     ),
 ]
 Out = Annotated[
-    str | None, typer.Option("--out", metavar="FILE", help="Write the samples here, too: .npy, .csv or .parquet.")
+    str | None,
+    typer.Option(
+        "--out", metavar="FILE", help="Write the samples (mode=encode: the latents) here, too: .npy, .csv or .parquet."
+    ),
 ]
 Cfg = Annotated[
     str | None,
@@ -278,9 +281,11 @@ def sample(
     config_name: ConfigName = None,
     config_dir: ConfigDir = None,
 ) -> None:
-    """Draw samples from a trained flow.
+    """Draw samples from a trained flow, or see what else it makes of its data.
 
     flowcli sample --ckpt outputs/train/RUN n=1000 solver=euler solver.steps=50
+
+    flowcli sample --ckpt outputs/train/RUN mode=interpolate points=[3,17]
     """
     raise typer.Exit(launch.launch(_request(ctx)))
 

@@ -38,6 +38,12 @@ class Mixture:
     means: Tensor
     covariances: Tensor
 
+    def through(self, transform: Affine) -> "Mixture":
+        """The mixture that transformed events have."""
+        scale = transform.scale.flatten()
+        covariances = self.covariances / (scale[:, None] * scale[None, :])
+        return Mixture(self.weights, transform(self.means), covariances)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,6 +89,25 @@ class Dataset:
     def points(self, split: str, draw: int = 0) -> Tensor:
         """The split (N, ...) in data units, dequantised by fixed uniform noise (independent for each `draw`)."""
         return dequantize(getattr(self, split), self.bin_width, self.seed, f"dequantize {split} {draw}")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training reads, in model units, on the device that it runs on.
+
+    Attributes:
+        train: (N, ...).
+        validation: (M, ...), dequantised.
+        jitter: width of the uniform noise that undoes rounding, of the event's shape, or None.
+        condition: one row an event, or None.
+        mixture: the target as a Gaussian mixture where it is one.
+    """
+
+    train: Tensor
+    validation: Tensor
+    jitter: Tensor | None = None
+    condition: Tensor | None = None
+    mixture: Mixture | None = None
 
 
 def dequantize(x: Tensor, bin_width: Tensor | None, seed: int, stream: str) -> Tensor:

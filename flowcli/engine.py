@@ -3,44 +3,25 @@
 Everything random is a function of (seed, stream, step), so a step can be repeated by anyone who knows its number.
 """
 
+import copy
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
-from flowcli.bases import Base
-from flowcli.couplings import Coupling
-from flowcli.dataset import Batch
+from flowcli.dataset import Batch, TrainingData
+from flowcli.ends import Ends
 from flowcli.errors import JobError, UserError, boolean, choice, integer, number
-from flowcli.flows.fields import LearnedField
-from flowcli.objectives import Objective
+from flowcli.flows.base import Flow
+from flowcli.objectives import Example, Objective
 from flowcli.randomness import generator
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-VALIDATION_ROWS = 100_000
-"""Pairs behind a validation loss: the scatter of its noise must stay below what late training still gains."""
 VALIDATION_CHUNK = 16_384
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What the loop reads, in model units, on the device that it runs on.
-
-    Attributes:
-        train: (N, ...).
-        validation: (M, ...), dequantised.
-        jitter: width of the uniform noise that undoes rounding, of the event's shape, or None.
-        condition: one row an event, or None.
-    """
-
-    train: Tensor
-    validation: Tensor
-    jitter: Tensor | None = None
-    condition: Tensor | None = None
 
 
 class Observer(Protocol):
@@ -50,7 +31,7 @@ class Observer(Protocol):
         """A line for metrics.jsonl and one for timings.jsonl."""
         ...
 
-    def checkpoint(self, progress: "Progress", model: LearnedField, average: LearnedField, *, best: bool) -> None:
+    def checkpoint(self, progress: "Progress", flow: Flow, average: Flow, *, best: bool) -> None:
         """Keep this state."""
         ...
 
@@ -69,6 +50,7 @@ class Progress:
     loss_sum: float = 0.0
     loss_count: int = 0
     averaged: int = 0
+    coupling_seconds: float = 0.0
     optimizer: dict[str, Any] = field(default_factory=dict)
 
 
@@ -145,37 +127,41 @@ class Trainer:
     # ------------------------------------------------------------ the loop
     def fit(
         self,
-        model: LearnedField,
+        flow: Flow,
         objective: Objective,
-        coupling: Coupling,
-        base: Base,
+        ends: Ends | None,
         data: TrainingData,
         *,
         seed: int,
         observer: Observer,
         progress: Progress | None = None,
-        average: LearnedField | None = None,
-    ) -> tuple[LearnedField, str]:
-        """Train the model in place; return the averaged model and why it ended: done, max_time or stopped.
+        average: Flow | None = None,
+    ) -> tuple[Flow, str]:
+        """Train the flow in place; return the averaged one and why it ended: done, max_time or stopped.
 
-        progress and average: of an earlier checkpoint, whose raw weights the model holds already.
+        ends: the base and the coupling, for objectives that have pairs.
+        progress and average: of an earlier checkpoint, whose raw weights the flow holds already.
 
         Raises:
+            UserError: the objective does not fit the flow.
             JobError: the loss or its gradient is not finite; the weights were not touched by that step.
         """
         torch.use_deterministic_algorithms(self.deterministic)
-        objective.prepare(model)
+        objective.prepare(flow, data, ends)
         progress = Progress() if progress is None else progress
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = [p for p in flow.parameters() if p.requires_grad]
         optimizer = OPTIMIZERS[self.optimizer](parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
         if progress.optimizer:
             optimizer.load_state_dict(progress.optimizer)
-        ema = AveragedModel(model if average is None else average, multi_avg_fn=self._average)
-        ema.n_averaged.fill_(progress.averaged)
-        batches = _Batches(data, base, coupling, self.batch_size, seed)
-        diary = _Diary(observer, progress, model, ema, optimizer)
+        average = (copy.deepcopy(flow) if average is None else average).requires_grad_(False)
+        averaged: list[Tensor] = [
+            a for a, p in zip(average.parameters(), flow.parameters(), strict=True) if p.requires_grad
+        ]
+        batches, validation = _Batches(data, self.batch_size, seed), _Validation(objective, data, seed)
+        diary = _Diary(observer, progress, flow, average, optimizer)
         saved = progress.step  # of the last checkpoint; 0 before there is one
         earlier, began, ending = progress.seconds, time.perf_counter(), "done"
+        coupled_earlier = progress.coupling_seconds - objective.coupling_seconds
 
         while progress.step < self.steps:
             if observer.should_stop():
@@ -185,9 +171,8 @@ class Trainer:
                 ending = "max_time"
                 break
             step = progress.step
-            x_0, batch, draws = batches(step)
-            u = objective.times(self.batch_size, draws).to(x_0)
-            loss = objective(model, x_0, batch.x, u, batch.condition).mean()
+            batch, draws = batches(step)
+            loss = objective(flow, objective.draw(flow, batch.x, batch.condition, draws)).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = self._clip(parameters)
@@ -196,30 +181,33 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate(step)
             optimizer.step()
-            ema.update_parameters(model)
+            self._average(averaged, parameters, progress)
 
             progress.step = step + 1
             progress.loss_sum += float(loss.detach())
             progress.loss_count += 1
             progress.seconds = earlier + time.perf_counter() - began
+            progress.coupling_seconds = coupled_earlier + objective.coupling_seconds
             last, best = progress.step == self.steps, False
             if last or progress.step % self.log_every == 0:
                 diary.log_loss(self.learning_rate(step), norm)
             if last or progress.step % self.validate_every == 0:
-                best = diary.validate(validation_loss(_averaged(ema), objective, base, data, seed=seed))
+                best = diary.validate(validation(average))
             if last or best or progress.step % self.checkpoint_every == 0:
                 diary.save(best=best)
                 saved = progress.step
 
         if ending != "done":  # a finished training has just saved its last step
             diary.save(best=not math.isfinite(progress.best_loss))
-        return _averaged(ema), ending
+        return average, ending
 
-    def _average(self, averaged: Any, current: Any, count: Any) -> None:
+    def _average(self, averaged: list[Tensor], current: Sequence[Tensor], progress: Progress) -> None:
         # a growing memory: a fixed 0.999 would still hold the initial weights after 1,000 steps
-        n = int(count)
-        decay = min(self.ema_decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(averaged, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        n = progress.averaged
+        decay = min(self.ema_decay, (1 + n) / (10 + n)) if n else 0.0
+        with torch.no_grad():
+            torch._foreach_lerp_(averaged, list(current), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        progress.averaged = n + 1
 
     def _clip(self, parameters: list[torch.nn.Parameter]) -> float:
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -237,19 +225,14 @@ class Trainer:
         )
 
 
-def _averaged(ema: AveragedModel) -> LearnedField:
-    assert isinstance(ema.module, LearnedField)
-    return ema.module
-
-
 @dataclass(frozen=True)
 class _Diary:
     """Tells the observer what happened, and keeps the progress that a resumed training starts from."""
 
     observer: Observer
     progress: Progress
-    model: LearnedField
-    ema: AveragedModel
+    flow: Flow
+    average: Flow
     optimizer: torch.optim.Optimizer
 
     def log_loss(self, lr: float, norm: float) -> None:
@@ -269,8 +252,8 @@ class _Diary:
 
     def save(self, *, best: bool) -> None:
         """Hand over all that a resumed training needs."""
-        self.progress.optimizer, self.progress.averaged = self.optimizer.state_dict(), int(self.ema.n_averaged)
-        self.observer.checkpoint(self.progress, self.model, _averaged(self.ema), best=best)
+        self.progress.optimizer = self.optimizer.state_dict()
+        self.observer.checkpoint(self.progress, self.flow, self.average, best=best)
 
     def _log(self, record: dict[str, Any]) -> None:
         step, seconds = self.progress.step, round(self.progress.seconds, 3)
@@ -278,24 +261,22 @@ class _Diary:
 
 
 class _Batches:
-    """Batch number `step`: shuffled passes over the data, fresh noise, the coupling's pairs."""
+    """Batch number `step` of shuffled passes over the data."""
 
-    def __init__(self, data: TrainingData, base: Base, coupling: Coupling, batch_size: int, seed: int) -> None:
-        self._data, self._base, self._coupling = data, base, coupling
-        self._size, self._seed = batch_size, seed
+    def __init__(self, data: TrainingData, batch_size: int, seed: int) -> None:
+        self._data, self._size, self._seed = data, batch_size, seed
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.long))
 
-    def __call__(self, step: int) -> tuple[Tensor, Batch, torch.Generator]:
-        """Noise (B, ...), the batch, and the generator for what the step still draws."""
+    def __call__(self, step: int) -> tuple[Batch, torch.Generator]:
+        """The batch, and the generator for what the step still draws."""
         train = self._data.train
         index = self._rows(step * self._size, (step + 1) * self._size).to(train.device)
         draws = generator(self._seed, "batch", step)
         x_1 = train[index]
         if self._data.jitter is not None:
             x_1 = x_1 + self._data.jitter * torch.rand(x_1.shape, generator=draws).to(x_1)
-        x_0 = self._coupling(self._base.sample(self._size, draws).to(x_1), x_1, draws)
         condition = None if self._data.condition is None else self._data.condition[index]
-        return x_0, Batch(x_1, condition), draws
+        return Batch(x_1, condition), draws
 
     def _rows(self, start: int, stop: int) -> Tensor:
         """Positions start .. stop of the endless sequence of shuffled passes."""
@@ -309,14 +290,21 @@ class _Batches:
         return torch.cat(parts)
 
 
-def validation_loss(model: LearnedField, objective: Objective, base: Base, data: TrainingData, *, seed: int) -> float:
-    """Mean loss over repeats of the validation split, always with the same noise and times."""
-    draws = generator(seed, "validation")
-    x_1 = data.validation.repeat(math.ceil(VALIDATION_ROWS / len(data.validation)), *[1] * (data.validation.dim() - 1))
-    x_0, u = base.sample(len(x_1), draws).to(x_1), objective.times(len(x_1), draws).to(x_1)
-    with torch.no_grad():
-        losses = [
-            objective(model, noise, events, times, None)
-            for noise, events, times in zip(*(tensor.split(VALIDATION_CHUNK) for tensor in (x_0, x_1, u)), strict=True)
-        ]
-    return float(torch.cat(losses).double().mean())
+class _Validation:
+    """Mean loss over the validation split, or repeats of it, always with the same noise and times."""
+
+    def __init__(self, objective: Objective, data: TrainingData, seed: int) -> None:
+        self._objective, self._data, self._seed = objective, data, seed
+        self._examples: list[Example] = []
+
+    def __call__(self, flow: Flow) -> float:
+        if not self._examples:
+            x_1 = self._data.validation
+            count = self._objective.validation_rows(len(x_1))
+            x_1 = x_1.repeat(math.ceil(count / len(x_1)), *[1] * (x_1.dim() - 1))
+            x_1 = x_1 if count >= len(self._data.validation) else x_1[:count]
+            draws = generator(self._seed, "validation")
+            self._examples = self._objective.draw(flow, x_1, None, draws).split(VALIDATION_CHUNK)
+        with torch.no_grad():
+            losses = [self._objective.held_out(flow, example) for example in self._examples]
+        return float(torch.cat(losses).double().mean())

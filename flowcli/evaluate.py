@@ -12,12 +12,22 @@ from torch import Tensor
 from flowcli import metrics
 from flowcli.bases import Base, GaussianMixture
 from flowcli.dataset import Dataset, Mixture
+from flowcli.diagnostics import continuity_residual, velocity_error
 from flowcli.divergence import Hutchinson
-from flowcli.errors import UserError, integer
+from flowcli.errors import UserError, boolean, integer
+from flowcli.flows.augmented import AugmentedFlow
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
+from flowcli.flows.fields import PathField, beside
+from flowcli.flows.oracle import ClosedForm, field_of_mixture, field_of_points, noise_of
 from flowcli.randomness import generator
-from flowcli.solvers import tightened
+from flowcli.sde import Stochastic
+from flowcli.solvers import Solver, tightened
+
+ORACLE_ROWS, RESIDUAL_ROWS = 4096, 1024
+"""Pairs behind the velocity error, and behind the continuity residual, which needs an exact divergence at each."""
+RESIDUAL_CUT = 0.02
+"""The residual is taken for t in [0.02, 0.98]: nearer to the data its terms grow like 1/sigma^2 and hide all others."""
 
 Metrics = dict[str, float | int | str | bool]
 
@@ -26,7 +36,13 @@ class Evaluation:
     """How much an evaluation may cost."""
 
     def __init__(
-        self, draws: int, draw_points: int, batch_size: int, trajectories: int, dequantization_draws: int
+        self,
+        draws: int,
+        draw_points: int,
+        batch_size: int,
+        trajectories: int,
+        dequantization_draws: int,
+        velocity_error: bool | str,
     ) -> None:
         """Check the settings.
 
@@ -36,12 +52,26 @@ class Evaluation:
             batch_size: rows solved at once.
             trajectories: paths behind the path energy.
             dequantization_draws: draws of uniform noise behind bits/dim of discrete data.
+            velocity_error: hold the field against the closed-form one: true; false; or auto, where the data is a
+                Gaussian mixture and the ends are independent.
         """
         self.draws = integer("draws", draws, minimum=2, maximum=10_000)
         self.draw_points = integer("draw_points", draw_points, minimum=2, maximum=100_000)
         self.batch_size = integer("batch_size", batch_size, minimum=1)
         self.trajectories = integer("trajectories", trajectories, minimum=2, maximum=100_000)
         self.dequantization_draws = integer("dequantization_draws", dequantization_draws, minimum=1)
+        auto = velocity_error == "auto"
+        self.velocity_error = "auto" if auto else boolean("velocity_error (auto, or a truth value)", velocity_error)
+
+    def require(self, flow: Flow, dataset: Dataset) -> None:
+        """Refuse what was asked for and cannot be measured.
+
+        Raises:
+            UserError: velocity_error=true where there is no closed-form field.
+        """
+        reason = None if self.velocity_error is not True else _no_closed_form(flow)
+        if reason is not None:
+            raise UserError(f"evaluation.velocity_error=true: there is no closed form of this field: {reason}")
 
     @torch.no_grad()
     def __call__(self, flow: Flow, dataset: Dataset, *, seed: int) -> tuple[Metrics, Tensor]:
@@ -56,7 +86,7 @@ class Evaluation:
         samples = result.value.cpu()
         found |= {"nfe_sample": result.nfe} | self.two_sample(samples, dataset, points)
         if isinstance(flow, ContinuousFlow):
-            found |= self.path(flow, seed=seed) | base_divergence(flow, dataset)
+            found |= self.path(flow, seed=seed) | base_divergence(flow, dataset) | self.against_oracle(flow, dataset)
         return found, samples
 
     def likelihood(self, flow: Flow, dataset: Dataset) -> Metrics:
@@ -68,12 +98,17 @@ class Evaluation:
             return {"nll_missing": str(error)}
         log_prob = result.value.cpu()
         nll = metrics.mean_and_stderr(-log_prob)
+        inside = torch.isfinite(log_prob)
         found: Metrics = {
             "nll": nll.mean,
             "nll_stderr": nll.stderr,
             "nll_standardised": nll.mean + float(dataset.transform.log_det),
             "nfe_log_prob": result.nfe,
         }
+        if not bool(inside.all()):  # a base without tails: these points cannot come out of this flow
+            found |= {"outside": 1 - float(inside.double().mean()), "nll_inside": -float(log_prob[inside].mean())}
+        if isinstance(flow, AugmentedFlow):
+            found["augment_draws"] = flow.draws
         baseline = gaussian_nll(dataset.points("train"), x)
         found |= {} if baseline is None else {"nll_gaussian": baseline}
         found |= against_truth(log_prob, x, dataset)
@@ -86,7 +121,7 @@ class Evaluation:
 
     def two_sample(self, samples: Tensor, dataset: Dataset, points: int) -> Metrics:
         """w2, mmd and energy distance of samples (draws * points, ...) from the truth, with errors and floors."""
-        truth = _Truth(dataset, points)
+        truth = Truth(dataset, points)
         bandwidth = metrics.median_bandwidth(truth(0, "bandwidth"))
         measures: dict[str, Callable[[Tensor, Tensor], float]] = {
             "w2": lambda x, y: metrics.wasserstein_2(x, y, generator=generator(dataset.seed, "slices")),
@@ -109,21 +144,75 @@ class Evaluation:
         return found
 
     def path(self, flow: ContinuousFlow, *, seed: int) -> Metrics:
-        """Energy of the model's own trajectories in data units, and how far it is from that of optimal transport."""
+        """Energy of the model's own trajectories in data units, how far it is from optimal transport's, and their bend.
+
+        None for an SDE, whose paths have no velocity.
+        """
+        if isinstance(flow.solver, Stochastic):
+            return {}
         way = flow.trajectory(self.trajectories, seed=seed, points=101)
         energy = metrics.path_energy(way.states.cpu(), way.times.cpu())
         slices = generator(seed, "slices")
         w2 = metrics.wasserstein_2(way.states[0].cpu(), way.states[-1].cpu(), generator=slices)
-        return {"path_energy": energy, "normalized_path_energy": metrics.normalized_path_energy(energy, w2**2)}
+        return {
+            "path_energy": energy,
+            "normalized_path_energy": metrics.normalized_path_energy(energy, w2**2),
+            "straightness": metrics.straightness(way.states.cpu(), way.times.cpu()),
+        }
+
+    def against_oracle(self, flow: ContinuousFlow, dataset: Dataset) -> Metrics:
+        """Relative error of the velocity, and the residual of the continuity equation, against the closed-form field.
+
+        Of the target where it is a mixture; else, and only if asked for, of the training points, which a flow that
+        does not memorise them never reaches.
+        """
+        known = dataset.mixture is not None
+        if self.velocity_error is False or _no_closed_form(flow) or (self.velocity_error == "auto" and not known):
+            return {}
+        field = copy.deepcopy(flow.field).cpu().double()
+        assert isinstance(field, PathField)
+        moments, transform = field.moments, copy.deepcopy(flow.transform).cpu()
+        base = noise_of(moments)
+        draws = generator(dataset.seed, "oracle")
+        if dataset.mixture is not None and dataset.target is not None:
+            oracle: ClosedForm = field_of_mixture(dataset.mixture.through(transform), field.path, base)
+            x_1, suffix = transform(dataset.target.sample(ORACLE_ROWS, draws)), ""
+        else:
+            train = transform(dataset.points("train"))
+            oracle, suffix = field_of_points(train, field.path, base), "_train"
+            x_1 = train[torch.randint(len(train), (ORACLE_ROWS,), generator=draws)]
+        x_0, u = base.sample(len(x_1), draws).double(), torch.rand(len(x_1), generator=draws, dtype=torch.float64)
+        error = velocity_error(field, oracle, x_0, x_1, u)
+        found: Metrics = {f"velocity_error{suffix}": error.relative, f"velocity_error{suffix}_stderr": error.stderr}
+        if suffix:
+            return found
+        rows = RESIDUAL_ROWS
+        u = u[:rows].clamp(RESIDUAL_CUT, 1 - RESIDUAL_CUT)
+        c = field.path.schedule(u)
+        x_t = beside(c.alpha, x_1) * x_1[:rows] + beside(c.sigma, x_0) * x_0[:rows]
+        squared = metrics.mean_and_stderr(continuity_residual(field, oracle, x_t, u).square())
+        root = math.sqrt(squared.mean)
+        stderr = squared.stderr / (2 * root) if root > 0 else 0.0
+        return found | {"continuity_residual": root, "continuity_residual_stderr": stderr}
 
 
-class _Truth:
+def _no_closed_form(flow: Flow) -> str | None:
+    """Why the marginal field of this flow's path is not known, if it is not."""
+    if isinstance(flow, AugmentedFlow):
+        return "the flow has extra coordinates (model.augment_dim=0)"
+    if not isinstance(flow, ContinuousFlow):
+        return "this model has no velocity"
+    return flow.field.no_score
+
+
+class Truth:
     """True samples: fresh ones where the distribution is known, else subsets of the splits that were not fitted."""
 
     def __init__(self, dataset: Dataset, points: int) -> None:
         self._dataset, self._points = dataset, points
 
     def __call__(self, draw: int, stream: str) -> Tensor:
+        """Draw number `draw` of a stream, (points, ...)."""
         source = generator(self._dataset.seed, stream, draw)
         if self._dataset.target is not None:
             return self._dataset.target.sample(self._points, source)
@@ -165,24 +254,25 @@ def discrete_likelihood(log_prob: Tensor, dimensions: int) -> Metrics:
 
 def base_divergence(flow: ContinuousFlow, dataset: Dataset) -> Metrics:
     """KL(p_0 || base) in nats, by sampling, where a path starts at smoothed data (VP, VE) that is a mixture."""
-    path = flow.field.path
-    if path.starts_at_noise or dataset.mixture is None:
+    field = flow.field
+    if not isinstance(field, PathField) or field.path.starts_at_noise or dataset.mixture is None:
         return {}
-    true_start = _true_start(flow, dataset.mixture)
+    if isinstance(flow, AugmentedFlow):
+        return {}
+    true_start = _true_start(flow, field, dataset.mixture)
     x = true_start.sample(20_000, generator(dataset.seed, "base")).double()
     base: Base = copy.deepcopy(flow.start).cpu().double()
     kl = metrics.mean_and_stderr(true_start.log_prob(x) - base.log_prob(x))
     return {"base_kl": kl.mean, "base_kl_stderr": kl.stderr}
 
 
-def _true_start(flow: ContinuousFlow, mixture: Mixture) -> GaussianMixture:
-    alpha, sigma = flow.field.path.at(1.0)
-    transform, moments = copy.deepcopy(flow.transform).cpu(), copy.deepcopy(flow.field.moments).cpu().double()
-    scale = transform.scale.flatten()
-    noise = sigma**2 * moments.var_0 * torch.eye(len(scale), dtype=torch.float64)
-    covariances = alpha**2 * mixture.covariances / (scale[:, None] * scale[None, :]) + noise
-    means = alpha * transform(mixture.means) + sigma * moments.mean_0.flatten()
-    return GaussianMixture(mixture.weights, means, covariances, flow.event_shape)
+def _true_start(flow: ContinuousFlow, field: PathField, mixture: Mixture) -> GaussianMixture:
+    alpha, sigma = field.path.at(1.0)
+    transform, moments = copy.deepcopy(flow.transform).cpu(), copy.deepcopy(field.moments).cpu().double()
+    data = mixture.through(transform)
+    noise = sigma**2 * moments.var_0 * torch.eye(data.means.shape[1], dtype=torch.float64)
+    means = alpha * data.means + sigma * moments.mean_0.flatten()
+    return GaussianMixture(data.weights, means, alpha**2 * data.covariances + noise, flow.event_shape)
 
 
 # ---------------------------------------------------------------- is a likelihood resolved?
@@ -192,7 +282,8 @@ class SelfCheck:
 
     Attributes:
         rows: how many were checked.
-        change, change_stderr: paired mean change of log_prob in float64, tolerances 10x tighter (or twice the steps).
+        change, change_stderr: paired mean change of log_prob in float64, for a flow that is solved with 10x tighter
+            tolerances or twice the steps.
         hutchinson, hutchinson_stderr: exact minus Hutchinson, mean over rows and its error; NaN where not applicable.
         round_trip: quantiles (50 %, 95 %, 100 %) of the largest coordinate of |decode(encode(x)) - x|, data units.
         nfe, nfe_tight: evaluations of the two solves.
@@ -220,19 +311,21 @@ class SelfCheck:
 
 @torch.no_grad()
 def self_check(
-    flow: ContinuousFlow, x: Tensor, log_prob: Tensor, nll_stderr: float, *, rows: int, batch_size: int, seed: int
+    flow: Flow, x: Tensor, log_prob: Tensor, nll_stderr: float, *, rows: int, batch_size: int, seed: int
 ) -> SelfCheck:
     """Check the log-densities (N,) of x (N, ...) on evenly spaced rows of them."""
     chosen = torch.linspace(0, len(x) - 1, min(rows, len(x))).round().long()
     points, reported = x[chosen], log_prob[chosen].cpu()
     # deepcopy, because casting moves a module's own numbers
-    tight = copy.deepcopy(flow).cast(torch.float64, flow.device).with_solver(tightened(flow.solver))
+    tight = copy.deepcopy(flow).cast(torch.float64, flow.device)
+    if isinstance(tight, ContinuousFlow):
+        assert isinstance(tight.solver, Solver)  # a stochastic one has no likelihood to check
+        tight = tight.with_solver(tightened(tight.solver))
     base = flow.log_prob(points, seed=seed, batch_size=batch_size)
     better = tight.log_prob(points, seed=seed, batch_size=batch_size)
     there_and_back = flow.decode(flow.encode(points, batch_size=batch_size).value, batch_size=batch_size).value
-    if isinstance(flow.divergence, Hutchinson):
-        estimate = None
-    else:
+    estimate = None
+    if isinstance(flow, ContinuousFlow) and not isinstance(flow.divergence, Hutchinson):
         probing = flow.with_divergence(Hutchinson(probes=4, distribution="rademacher"))
         estimate = probing.log_prob(points, seed=seed, batch_size=batch_size).value.cpu()
     change = metrics.mean_and_stderr(better.value.cpu() - reported)

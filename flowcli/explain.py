@@ -4,11 +4,15 @@ Hydra, OmegaConf and yaml are imported inside functions: most errors need none o
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from flowcli import trust
 from flowcli.errors import JobError, UserError
+
+_BROUGHT = re.compile(r"(In '(?P<group>\w+)/(?P<option>\w+)': )?Could not override '\w+@(?P<key>\w+\.[\w.]+)'")
+"""What Hydra says of an override of a node inside a node that is not there."""
 
 FLAGS_ONLY = ("ckpt", "trust", "resume")
 """Config keys that a flag sets and no override may: the flag is read before the config is composed."""
@@ -51,6 +55,16 @@ def explain(error: BaseException) -> str:
 
     if isinstance(error, MissingConfigException):
         return _explain_missing(error)
+    brought = _BROUGHT.search(str(error))
+    if brought:
+        group, option, key = brought["group"], brought["option"], brought["key"]
+        outer = key.partition(".")[0]
+        if group is None:
+            return f"{key}: the {outer} that is chosen here has no {key.rpartition('.')[2]} of its own"
+        return (
+            f"{group}={option} sets {key}, which the {outer} chosen beside it does not have; "
+            f"leave out {outer}=..., {group}={option} brings its own along"
+        )
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r} (want key=value): {_one_line(error)}"
     for cause in (error.__cause__, error):

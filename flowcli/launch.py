@@ -20,7 +20,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,7 @@ def _task(verb: str) -> Any:
 
 def _launch(request: Request) -> int:
     debug = _debug()
+    request = replace(request, overrides=[_nested_choice(word) for word in request.overrides])
     _refuse_bare_words(request.overrides)
     with _borrowed_process():
         overrides = _parse(request.overrides)
@@ -201,6 +202,15 @@ def _parse(words: Sequence[str]) -> list[Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_overrides(list(words))
+
+
+def _nested_choice(word: str) -> str:
+    """`base.data=moons` chooses an option for a node inside a node, which Hydra writes data@base.data=moons."""
+    key, _, value = word.partition("=")
+    outer, _, inner = key.partition(".")
+    found = groups()
+    options = set(value.split(","))
+    return f"{inner}@{word}" if outer in found and options <= set(found.get(inner, ())) else word
 
 
 def _refuse_bare_words(words: Sequence[str]) -> None:

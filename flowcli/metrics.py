@@ -92,9 +92,19 @@ def path_energy(trajectory: Tensor, times: Tensor) -> float:
     return float((x.diff(dim=0).square().sum(-1) / t.diff().abs()[:, None]).sum(0).mean())
 
 
+def straightness(trajectory: Tensor, times: Tensor) -> float:
+    r"""$E \int |v - (x_1 - x_0)|^2 dt / E |x_1 - x_0|^2$ along trajectories (T, N, ...) at times (T,).
+
+    NaN where nothing moves. Straight paths at even speed have 0 and take one Euler step (arXiv 2209.03003). The mean of
+    v is x_1 - x_0, so the integral is the path energy less the squared distance.
+    """
+    distance = float((trajectory[-1] - trajectory[0]).double().flatten(1).square().sum(1).mean())
+    return path_energy(trajectory, times) / distance - 1 if distance > 0 else math.nan
+
+
 def normalized_path_energy(energy: float, w2_squared: float) -> float:
-    r"""$|E - W_2^2| / W_2^2$, with W_2 between the two ends: 0 for optimal transport."""
-    return abs(energy - w2_squared) / w2_squared
+    r"""$|E - W_2^2| / W_2^2$, with W_2 between the two ends: 0 for optimal transport; NaN where nothing moves."""
+    return abs(energy - w2_squared) / w2_squared if w2_squared > 0 else math.nan
 
 
 def bits_per_dim(nll: float, dimensions: int) -> float:

@@ -39,6 +39,13 @@ class Moments(nn.Module):
         centred = x_1 - x_1.mean(0)
         return cls(mean_0, x_1.mean(0), var_0, centred.square().mean(), torch.zeros_like(var_0))
 
+    @classmethod
+    def of_pairs(cls, x_0: Tensor, x_1: Tensor) -> "Moments":
+        """Moments of pairs of ends (N, ...)."""
+        noise, data = (x.double() - x.double().mean(0) for x in (x_0, x_1))
+        var_0, var_1, cov = noise.square().mean(), data.square().mean(), (noise * data).mean()
+        return cls(x_0.double().mean(0), x_1.double().mean(0), var_0, var_1, cov)
+
     def centre(self, c: Schedule) -> Tensor:
         """E x_t, broadcast against (B, ...)."""
         return c.alpha * self.mean_1 + c.sigma * self.mean_0
@@ -91,8 +98,13 @@ class Parametrization(ABC):
         """dx/dt (B, ...)."""
 
     @abstractmethod
+    def gains(self, c: Schedule, moments: Moments) -> tuple[Tensor, Tensor]:
+        """d ends / d output, of (x_0, x_1): a native loss in an end is its square times |output - target|^2."""
+
     def velocity_gain(self, c: Schedule, moments: Moments) -> Tensor:
-        """d velocity / d output: the native flow-matching loss is its square times |output - target|^2."""
+        """d velocity / d output."""
+        of_noise, of_data = self.gains(c, moments)
+        return c.d_alpha * of_data + c.d_sigma * of_noise
 
 
 class Preconditioned(Parametrization):
@@ -141,9 +153,10 @@ class Preconditioned(Parametrization):
         drift = c.d_alpha * m.mean_1 + c.d_sigma * m.mean_0
         return drift + half_slope / m.variance(c) * (x - m.centre(c)) + self.velocity_gain(c, m) * output
 
-    def velocity_gain(self, c: Schedule, moments: Moments) -> Tensor:
-        r"""$\sqrt{\Delta / V} (\alpha' \sigma - \sigma' \alpha)$."""
-        return torch.sqrt(moments.delta / moments.variance(c)) * (c.d_alpha * c.sigma - c.d_sigma * c.alpha)
+    def gains(self, c: Schedule, moments: Moments) -> tuple[Tensor, Tensor]:
+        r"""$(-\alpha, \sigma) \sqrt{\Delta / V}$."""
+        turn = torch.sqrt(moments.delta / moments.variance(c))
+        return -c.alpha * turn, c.sigma * turn
 
 
 RAW_CUT = 1e-3
@@ -209,9 +222,12 @@ class Raw(Parametrization):
         x_0, x_1 = self.ends(x, output, c, moments)
         return c.d_alpha * x_1 + c.d_sigma * x_0
 
-    def velocity_gain(self, c: Schedule, moments: Moments) -> Tensor:
-        r"""$(\alpha \sigma' - \sigma \alpha') / D$; 1 for the velocity itself, also where the path stands still."""
-        if self.prediction == "velocity":
-            return torch.ones_like(c.alpha)
+    def gains(self, c: Schedule, moments: Moments) -> tuple[Tensor, Tensor]:
+        r"""$(\alpha, -\sigma) / D$."""
         a, b = self._coefficients(c)
-        return (c.alpha * c.d_sigma - c.sigma * c.d_alpha) / (c.alpha * b - c.sigma * a)
+        determinant = c.alpha * b - c.sigma * a
+        return c.alpha / determinant, -c.sigma / determinant
+
+    def velocity_gain(self, c: Schedule, moments: Moments) -> Tensor:
+        """d velocity / d output; 1 for the velocity itself, also where the path stands still."""
+        return torch.ones_like(c.alpha) if self.prediction == "velocity" else super().velocity_gain(c, moments)

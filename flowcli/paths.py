@@ -5,7 +5,6 @@ $\sigma_t$ and its slope depend on u, which float32 resolves there and t does no
 Lipman et al. (arXiv 2210.02747); Song et al. (arXiv 2011.13456); lecture notes 001 V and 004.
 """
 
-import ast
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flowcli.errors import UserError, number
+from flowcli.expressions import Dual, parse
 
 
 class Schedule(NamedTuple):
@@ -164,7 +164,7 @@ class Custom(Path):
         if warp not in (1, 2):
             raise UserError(f"warp must be 1 or 2 (sigma falls like u^(1/warp) at the data), got {warp!r}")
         self.alpha, self.sigma, self.warp = str(alpha), str(sigma), int(warp)
-        self._functions = tuple(_expression(name, text) for name, text in (("alpha", alpha), ("sigma", sigma)))
+        self._functions = tuple(_of_time(name, text) for name, text in (("alpha", alpha), ("sigma", sigma)))
         self._check()
 
     def __repr__(self) -> str:
@@ -197,79 +197,6 @@ class Custom(Path):
             raise UserError(f"alpha / sigma must grow all the way from t = 0 to 1; it does not at t = {t:.4f}")
 
 
-# ---------------------------------------------------------------- expressions: a walk over known nodes, no eval
-Dual = tuple[Tensor, Tensor]
-"""A value and its derivative with respect to t."""
-
-_FUNCTIONS: dict[str, Callable[[Tensor], Dual]] = {
-    "sqrt": lambda x: (x.sqrt(), 0.5 / x.sqrt()),
-    "exp": lambda x: (x.exp(), x.exp()),
-    "log": lambda x: (x.log(), 1 / x),
-    "sin": lambda x: (x.sin(), x.cos()),
-    "cos": lambda x: (x.cos(), -x.sin()),
-    "tan": lambda x: (x.tan(), 1 + x.tan() ** 2),
-    "tanh": lambda x: (x.tanh(), 1 - x.tanh() ** 2),
-}
-"""Each function's value and derivative."""
-
-
-def _power(x: Dual, y: Dual) -> Dual:
-    value = x[0] ** y[0]
-    slope = y[0] * x[0] ** (y[0] - 1) * x[1]
-    moving = y[1] != 0  # log x is needed only where the exponent moves: t**2 at t = 0 has none
-    return value, slope + torch.where(moving, value * torch.where(moving, x[0], 1).log() * y[1], 0)
-
-
-_OPERATIONS: dict[type[ast.operator], Callable[[Dual, Dual], Dual]] = {
-    ast.Add: lambda x, y: (x[0] + y[0], x[1] + y[1]),
-    ast.Sub: lambda x, y: (x[0] - y[0], x[1] - y[1]),
-    ast.Mult: lambda x, y: (x[0] * y[0], x[1] * y[0] + x[0] * y[1]),
-    ast.Div: lambda x, y: (x[0] / y[0], (x[1] - x[0] / y[0] * y[1]) / y[0]),
-    ast.Pow: _power,
-}
-
-
-def _expression(name: str, text: object) -> Callable[[Tensor], Dual]:
-    try:
-        tree = ast.parse(str(text), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{name}={text!r} is not an expression of t") from error
-    evaluate = _node(name, tree, depth=0)
+def _of_time(name: str, text: object) -> Callable[[Tensor], Dual]:
+    evaluate = parse(name, text, ("t", "u"), "a path")
     return lambda u: evaluate({"u": (u, -torch.ones_like(u)), "t": (1 - u, torch.ones_like(u))})
-
-
-def _constant(value: float) -> Callable[[dict[str, Dual]], Dual]:
-    return lambda at: (torch.full_like(at["u"][0], value), torch.zeros_like(at["u"][0]))
-
-
-def _node(name: str, node: ast.expr, depth: int) -> Callable[[dict[str, Dual]], Dual]:
-    if depth > 50:
-        raise UserError(f"{name}: the expression is nested more than 50 deep")
-    match node:
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            if abs(value) > 1e300:  # compared before it is converted, which long integers do not survive
-                raise UserError(f"{name}: a number is too large")
-            return _constant(float(value))
-        case ast.Name(id="pi"):
-            return _constant(math.pi)
-        case ast.Name(id=("t" | "u") as variable):
-            return lambda at: at[variable]
-        case ast.UnaryOp(op=ast.UAdd(), operand=inner):
-            return _node(name, inner, depth + 1)
-        case ast.UnaryOp(op=ast.USub(), operand=inner):
-            return _node(name, ast.BinOp(ast.Constant(0), ast.Sub(), inner), depth + 1)
-        case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATIONS:
-            apply = _OPERATIONS[type(operator)]
-            first, second = _node(name, left, depth + 1), _node(name, right, depth + 1)
-            return lambda at: apply(first(at), second(at))
-        case ast.Call(func=ast.Name(id=function), args=[argument], keywords=[]) if function in _FUNCTIONS:
-            inner_value = _node(name, argument, depth + 1)
-
-            def chain(at: dict[str, Dual]) -> Dual:
-                value, slope = inner_value(at)
-                outer, outer_slope = _FUNCTIONS[function](value)
-                return outer, outer_slope * slope
-
-            return chain
-    legal = f"numbers, t, u = 1 - t, pi, + - * / **, {', '.join(_FUNCTIONS)}"
-    raise UserError(f"{name}: {ast.unparse(node)!r} is not allowed in a path; legal are {legal}")

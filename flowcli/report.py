@@ -38,6 +38,9 @@ LOWER_IS_BETTER = frozenset(
         "energy_distance",
         "path_energy",
         "normalized_path_energy",
+        "straightness",
+        "velocity_error",
+        "continuity_residual",
     }
 )
 ERROR, FLOOR = "_stderr", "_floor"

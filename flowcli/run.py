@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 RUN_FILE = "run.json"
 CONFIG_FILE, DESCRIPTION_FILE, STATE_FILE = "config.yaml", "description.json", "state.pt"
+COUPLING_FILE = "coupling.safetensors"
 REFERENCE_FILE = "reference.npy"
 """Some true points that a training leaves in its run folder, for pictures beside later samples."""
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
@@ -148,6 +149,22 @@ class RunFolder:
         self._prune()
         return folder
 
+    def save_coupling(self, tensors: Mapping[str, "Tensor"]) -> None:
+        """Keep what a coupling was fitted to, once for all checkpoints."""
+        from safetensors.torch import save
+
+        write_bytes(
+            self.path / COUPLING_FILE, save({name: value.cpu().contiguous() for name, value in tensors.items()})
+        )
+
+    def coupling(self) -> dict[str, "Tensor"]:
+        """What `save_coupling` kept.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        return _tensors(self.path / COUPLING_FILE)
+
     def _prune(self) -> None:
         kept = {name for name in (_pointed(self.checkpoints, pointer) for pointer in POINTERS) if name}
         for folder in self.checkpoints.iterdir():
@@ -203,14 +220,7 @@ class Checkpoint:
         Raises:
             UserError: the file is missing or damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        file = self.folder / WEIGHTS[weights]
-        try:
-            return load_file(file)
-        except (OSError, SafetensorError, ValueError) as error:
-            raise UserError(f"{file}: not a readable safetensors file ({_short(error)})") from error
+        return _tensors(self.folder / WEIGHTS[weights])
 
     def state(self) -> dict[str, Any]:
         """What resuming needs; nothing but tensors and plain values is unpickled.
@@ -230,6 +240,16 @@ class Checkpoint:
                 return torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise UserError(f"{file}: not a readable training state ({_short(error)})") from error
+
+
+def _tensors(file: Path) -> dict[str, "Tensor"]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({_short(error)})") from error
 
 
 def find_checkpoint(ckpt: str | Path, which: str = "best") -> Checkpoint:

@@ -1,13 +1,13 @@
 """Solving ODEs, by torchdiffeq: fixed grids and adaptive steps behind one call."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
+from torchdiffeq import odeint, odeint_adjoint
 
 from flowcli.errors import JobError, UserError, choice, integer, number
 
@@ -48,16 +48,29 @@ class Solver(ABC):
         """Where the solution is given between two ends (float64): `points` of them, or every step of a fixed grid."""
 
     @abstractmethod
-    def _options(self, grid: Tensor) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         """Keyword arguments of torchdiffeq's odeint."""
+
+    @abstractmethod
+    def _options(self, grid: Tensor) -> dict[str, Any]:
+        """torchdiffeq's options for a solve along this grid."""
 
     @abstractmethod
     def _advice(self) -> str:
         """What to try when a solve fails."""
 
-    def solve(self, rhs: RightHandSide, state: State, grid: Tensor, *, keep: bool = False) -> Solution:
+    def solve(
+        self,
+        rhs: RightHandSide,
+        state: State,
+        grid: Tensor,
+        *,
+        keep: bool = False,
+        adjoint: Sequence[Tensor] | None = None,
+    ) -> Solution:
         """Integrate d state / d s = rhs(s, state) along the grid (T,), up or down; state: tensors of any shape.
 
+        Gradients go through the steps, or with `adjoint`, the parameters of rhs, through the adjoint ODE (notes 001).
         keep: give the state at every point of the grid, not only at its two ends.
 
         Raises:
@@ -74,8 +87,15 @@ class Solver(ABC):
 
         grid = grid.to(device=state[0].device, dtype=state[0].dtype)
         points = grid if keep else grid[[0, -1]]
+        settings: dict[str, Any] = {"method": self.method, "options": self._options(grid), **self._settings()}
         try:
-            states: Any = odeint(counted, state, points, method=self.method, **self._options(grid))
+            if adjoint is None:
+                states: Any = odeint(counted, state, points, **settings)
+            else:  # the way back has the same steps, or ends where this one began
+                back = self._options(grid.flip(0))
+                states = odeint_adjoint(
+                    counted, state, points, adjoint_params=tuple(adjoint), adjoint_options=back, **settings
+                )
         except AssertionError as error:  # torchdiffeq's way to say underflow and non-finite values
             raise JobError(self._failure(grid, at, str(error).split("`")[0].strip())) from error
         if not all(bool(torch.isfinite(component[-1]).all()) for component in states):
@@ -114,7 +134,10 @@ class FixedStep(Solver):
 
     def _options(self, grid: Tensor) -> dict[str, Any]:
         # handing over the grid: a step_size of 1/N can round to N + 1 steps
-        return {"options": {"grid_constructor": lambda func, y0, t: grid}}
+        return {"grid_constructor": lambda func, y0, t: grid}
+
+    def _settings(self) -> dict[str, Any]:
+        return {}
 
     def _advice(self) -> str:
         return "more solver.steps, or an adaptive solver (solver=dopri5)"
@@ -146,7 +169,10 @@ class Adaptive(Solver):
         # first_step: its own guess looks far outside where slopes are small, and may take the whole interval at once,
         # which looks perfect to adaptive_heun where the field vanishes at both ends.
         first_step = float((grid[-1] - grid[0]).abs()) / FIRST_STEPS
-        return {"rtol": self.rtol, "atol": self.atol, "options": {"step_t": grid[-1:], "first_step": first_step}}
+        return {"step_t": grid[-1:], "first_step": first_step}
+
+    def _settings(self) -> dict[str, Any]:
+        return {"rtol": self.rtol, "atol": self.atol}
 
     def _advice(self) -> str:
         other = "" if self.time == "angle" else ", solver.time=angle (with model.precondition=true)"

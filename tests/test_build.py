@@ -33,8 +33,7 @@ def config(*overrides: str) -> dict[str, Any]:
 
 def built(*overrides: str) -> Any:
     made = config(*overrides)
-    model = build.mathematics(made).model
-    training = build.training(made, model)
+    training = build.training(made, build.mathematics(made))
     build.evaluation(made)
     return build.new_flow(made, build.source(made).load()), training
 
@@ -47,27 +46,52 @@ def test_every_data_option_is_loaded_and_makes_a_flow(data):
         assert bool(torch.isfinite(flow.log_prob(x).value).all())
 
 
+GROUPS = ("network", "path", "coupling", "base", "objective", "solver", "divergence", "trainer", "logger", "model")
+NOTHING = {(group, "none") for group in ("network", "path", "coupling", "objective", "solver", "divergence")}
+"""Options for models that have no such part: model=cnf on its own cannot do without it."""
+NEEDS = {("coupling", "reflow"): ["coupling.ckpt=RUN"]}
+NO_DENSITY = {("base", "data"), ("solver", "euler_maruyama"), ("solver", "stochastic_heun")}
+
+
 @pytest.mark.parametrize(
     ("group", "option"),
-    [
-        (group, option)
-        for group in ("network", "path", "coupling", "base", "objective", "solver", "divergence", "trainer", "logger")
-        for option in options(group)
-        if (group, option) not in {("network", "none"), ("objective", "none")}
-    ],
+    [(group, option) for group in GROUPS for option in options(group) if (group, option) not in NOTHING],
 )
 def test_every_option_of_every_group_is_built_and_solves(group, option):
-    flow, _ = built(f"{group}={option}", *SMALL)
+    """With the options that it brings along, and no others."""
+    flow, training = built(f"{group}={option}", *NEEDS.get((group, option), []), *SMALL)
+    assert (training.objective is None) == ((group, option) == ("model", "oracle"))
     with torch.no_grad():
         assert flow.sample(3, seed=0).value.shape == (3, 2)
-        assert bool(torch.isfinite(flow.log_prob(torch.zeros(2, 2)).value).all())
+        assert (flow.no_likelihood is not None) == ((group, option) in NO_DENSITY)
+        if (group, option) in NO_DENSITY:
+            with pytest.raises(UserError):
+                flow.log_prob(torch.zeros(2, 2))
+        else:
+            # a uniform base has no tails: -inf, and not nan, outside
+            log_prob = flow.log_prob(torch.zeros(2, 2)).value
+            assert log_prob.shape == (2,) and not bool(log_prob.isnan().any())
+            assert bool(log_prob.isfinite().all()) or option == "uniform"
+
+
+@pytest.mark.parametrize(("group", "option"), sorted(NOTHING))
+def test_no_part_at_all_is_refused_where_the_model_needs_it(group, option):
+    with pytest.raises(UserError, match=group if group != "objective" else "objective=flow_matching"):
+        built(f"{group}={option}", *SMALL)
 
 
 def test_no_option_is_left_out_of_the_tests_above():
-    covered = {"data", "network", "path", "coupling", "base", "objective", "solver", "divergence", "trainer", "logger"}
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
-    assert groups == covered | {"model", "experiment", "hydra"}
-    assert options("model") == ["cnf", "oracle"]
+    assert groups == {*GROUPS, "data", "experiment", "hydra"}
+    assert options("model") == ["cnf", "maf", "nice", "nsf", "oracle", "realnvp"]
+
+
+@pytest.mark.parametrize("model", ["maf", "nice", "nsf", "realnvp"])
+@pytest.mark.parametrize("base", ["uniform", "mixture"])
+def test_discrete_flows_take_other_bases(model, base):
+    flow, _ = built(f"model={model}", f"base={base}", *SMALL)
+    with torch.no_grad():
+        assert flow.sample(3, seed=0).value.shape == (3, 2)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

@@ -41,10 +41,26 @@ def trace(field, x: Tensor) -> Tensor:
 def test_exact_is_the_trace(shape, generator):
     field = field_over(shape, generator)
     x = torch.randn(4, *shape, generator=generator, dtype=torch.float64)
-    value, found = Exact()(field, x, Exact().directions(x, 0, 0))
+    value, found, _ = Exact()(field, x, Exact().directions(x, 0, 0))
     assert found.shape == (4, 1)
     torch.testing.assert_close(value, field(x))
     torch.testing.assert_close(found[:, 0], trace(field, x), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_jacobian_s_norm_is_that_of_autograd_and_hutchinson_s_is_unbiased(shape, generator):
+    """Exactly by the unit vectors; by 20,000 probes within 5 standard errors of their mean, taken over 100 groups."""
+    field = field_over(shape, generator)
+    x = 0.3 * torch.randn(3, *shape, generator=generator, dtype=torch.float64)
+    size = x[0].numel()
+    jacobians = torch.stack([torch.func.jacrev(lambda r: field(r[None])[0])(row).reshape(size, size) for row in x])
+    expected = jacobians.square().sum((1, 2))
+    exact = Exact()
+    torch.testing.assert_close(exact(field, x, exact.directions(x, 0, 0)).jacobian, expected, rtol=1e-11, atol=1e-11)
+    for distribution in ("rademacher", "gaussian"):
+        kind = Hutchinson(200, distribution)
+        means = torch.stack([kind(field, x, kind.directions(x, seed, 0)).jacobian for seed in range(100)])
+        assert ((means.mean(0) - expected).abs() < 5 * means.std(0) / 10 + 1e-10).all()
 
 
 @pytest.mark.parametrize("rows", [1, 5, 12, 1 << 20])
@@ -54,7 +70,7 @@ def test_groups_of_directions_change_nothing(rows, generator, monkeypatch):
     x = torch.randn(4, 5, generator=generator, dtype=torch.float64)
     for kind in (Exact(), Hutchinson(7, "gaussian")):
         directions = kind.directions(x, 0, 0)
-        _, found = kind(field, x, directions)
+        _, found, _ = kind(field, x, directions)
         _, jacobian = field(x), torch.stack([torch.func.jacrev(lambda r: field(r[None])[0])(row) for row in x])
         forms = torch.einsum("kbi,bij,kbj->bk", *(directions.expand(-1, 4, 5), jacobian, directions.expand(-1, 4, 5)))
         expected = forms.sum(1, keepdim=True) if isinstance(kind, Exact) else forms
@@ -72,7 +88,7 @@ def test_hutchinson_is_unbiased_and_its_spread_is_known(shape, distribution, gen
     def field(x: Tensor) -> Tensor:
         return (x.flatten(1) @ a.T).reshape(x.shape)
 
-    _, found = kind(field, x, kind.directions(x, 0, 0))
+    _, found, _ = kind(field, x, kind.directions(x, 0, 0))
     assert found.shape == (2, k)
     error = found.mean(1) - a.trace()
     assert (error.abs() < 4 * found.std(1) / math.sqrt(k)).all()
@@ -87,7 +103,7 @@ def test_hutchinson_is_unbiased_and_its_spread_is_known(shape, distribution, gen
 def test_signs_are_exact_for_a_diagonal_jacobian(generator):
     x = torch.randn(3, 4, generator=generator, dtype=torch.float64)
     kind = Hutchinson(2, "rademacher")
-    _, found = kind(torch.sin, x, kind.directions(x, 0, 0))
+    _, found, _ = kind(torch.sin, x, kind.directions(x, 0, 0))
     torch.testing.assert_close(found, x.cos().sum(1, keepdim=True).expand(3, 2))
 
 
@@ -105,7 +121,7 @@ def test_gradients_flow_through_the_exact_trace(generator):
     """v_i = x_i^3 + x_1 ... x_D: the trace's gradient is known."""
     x = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
-    _, found = Exact()(lambda y: scale * y**3 + y.prod(1, keepdim=True), x, Exact().directions(x, 0, 0))
+    _, found, _ = Exact()(lambda y: scale * y**3 + y.prod(1, keepdim=True), x, Exact().directions(x, 0, 0))
     by_x, by_scale = torch.autograd.grad(found.sum(), (x, scale))
     product = x.detach().prod(1, keepdim=True)
     # d/dx_j of sum_i (3 s x_i^2 + prod_{k != i} x_k)

@@ -9,14 +9,21 @@ import torch
 
 from flowcli.bases import StandardNormal
 from flowcli.couplings import Independent
-from flowcli.engine import Progress, Trainer, TrainingData, _Batches, validation_loss
+from flowcli.dataset import TrainingData
+from flowcli.divergence import Exact
+from flowcli.ends import Ends
+from flowcli.engine import Progress, Trainer, _Batches, _Validation
 from flowcli.errors import JobError
-from flowcli.flows.continuous import LearnedField
+from flowcli.flows.base import Flow
+from flowcli.flows.continuous import ContinuousFlow
+from flowcli.flows.fields import LearnedField
 from flowcli.networks.mlp import MLP
 from flowcli.objectives import FlowMatching
 from flowcli.parametrizations import Moments, Preconditioned
 from flowcli.paths import OT
 from flowcli.randomness import generator
+from flowcli.solvers import FixedStep
+from flowcli.transforms import Affine
 
 SETTINGS: dict[str, Any] = {
     "steps": 40,
@@ -44,29 +51,36 @@ def trainer(**changes: Any) -> Trainer:
 class Observer:
     def __init__(self, stop_at: int | None = None) -> None:
         self.records: list[dict[str, Any]] = []
-        self.saved: list[tuple[dict[str, Any], LearnedField, LearnedField, bool]] = []
+        self.saved: list[tuple[dict[str, Any], Flow, Flow, bool]] = []
         self.stop_at, self.asked = stop_at, 0
 
     def logged(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
         assert timing["step"] == record["step"] and timing["seconds"] >= 0
         self.records.append(record)
 
-    def checkpoint(self, progress: Progress, model: LearnedField, average: LearnedField, *, best: bool) -> None:
-        self.saved.append((copy.deepcopy(vars(progress)), copy.deepcopy(model), copy.deepcopy(average), best))
+    def checkpoint(self, progress: Progress, flow: Flow, average: Flow, *, best: bool) -> None:
+        self.saved.append((copy.deepcopy(vars(progress)), copy.deepcopy(flow), copy.deepcopy(average), best))
 
     def should_stop(self) -> bool:
         self.asked += 1
         return self.stop_at is not None and self.asked > self.stop_at
 
 
-def field(train: torch.Tensor, width: int = 16) -> LearnedField:
-    base = StandardNormal(tuple(train.shape[1:]))
+def ends() -> Ends:
+    return Ends(StandardNormal((2,)).float(), Independent())
+
+
+def flow_over(train: torch.Tensor, width: int = 16) -> ContinuousFlow:
+    base = StandardNormal((2,))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = MLP(tuple(train.shape[1:]), width, 1, 0, 1.0, 2, True)
-    return LearnedField(
-        network, Preconditioned(), OT(0.0), Moments.measured(train.double(), base.mean, base.std)
-    ).float()
+        network = MLP((2,), width, 1, 0, 1.0, 2, True)
+    moments = Moments.measured(train.double(), base.mean, base.std)
+    field = LearnedField(network, Preconditioned(), OT(0.0), moments)
+    solver = FixedStep("euler", 5, "path", 100)
+    return ContinuousFlow(field, base, Affine.identity((2,)), solver, Exact(), (2,)).cast(
+        torch.float32, torch.device("cpu")
+    )
 
 
 @pytest.fixture
@@ -75,14 +89,13 @@ def data() -> TrainingData:
     return TrainingData(torch.randn(300, 2, generator=draws), torch.randn(50, 2, generator=draws))
 
 
-def fit(data: TrainingData, made: Trainer, observer: Observer, model: LearnedField, **resume: Any) -> Any:
-    base = StandardNormal((2,)).float()
-    return made.fit(model, FlowMatching("unit"), Independent(), base, data, seed=3, observer=observer, **resume)
+def fit(data: TrainingData, made: Trainer, observer: Observer, flow: ContinuousFlow, **resume: Any) -> Any:
+    return made.fit(flow, FlowMatching("unit"), ends(), data, seed=3, observer=observer, **resume)
 
 
 def test_logs_and_checkpoints_come_when_they_are_due(data):
     observer = Observer()
-    _, ending = fit(data, trainer(), observer, field(data.train))
+    _, ending = fit(data, trainer(), observer, flow_over(data.train))
     assert ending == "done"
     assert [r["step"] for r in observer.records if "loss" in r] == [7, 14, 21, 28, 35, 40]
     assert [r["step"] for r in observer.records if "validation_loss" in r] == [10, 20, 30, 40]
@@ -97,7 +110,7 @@ def test_training_lowers_the_loss_on_data_with_structure():
     draws = generator(1, "modes")
     corners = torch.randint(0, 2, (2000, 2), generator=draws) * 2.0 - 1 + 0.05 * torch.randn(2000, 2, generator=draws)
     data, observer = TrainingData(corners, corners[:200]), Observer()
-    fit(data, trainer(steps=300, batch_size=128), observer, field(corners, width=64))
+    fit(data, trainer(steps=300, batch_size=128), observer, flow_over(corners, width=64))
     losses = [r["loss"] for r in observer.records if "loss" in r]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -105,7 +118,7 @@ def test_training_lowers_the_loss_on_data_with_structure():
 @pytest.mark.parametrize("cut", [6, 24, 36])
 def test_a_resumed_training_ends_bit_for_bit_where_an_undisturbed_one_does(data, cut):
     whole = Observer()
-    undisturbed = field(data.train)
+    undisturbed = flow_over(data.train)
     averaged, _ = fit(data, trainer(), whole, undisturbed)
     state, model, average, _ = next(entry for entry in whole.saved if entry[0]["step"] == cut)
     rest = Observer()
@@ -117,26 +130,18 @@ def test_a_resumed_training_ends_bit_for_bit_where_an_undisturbed_one_does(data,
 
 
 def test_one_seed_is_one_training_and_another_is_another(data):
-    ends = []
+    weights = []
     for seed in (3, 3, 4):
-        model = field(data.train)
-        trainer().fit(
-            model,
-            FlowMatching("unit"),
-            Independent(),
-            StandardNormal((2,)).float(),
-            data,
-            seed=seed,
-            observer=Observer(),
-        )
-        ends.append(model.network.last.weight.detach().clone())
-    assert torch.equal(ends[0], ends[1])
-    assert not torch.equal(ends[0], ends[2])
+        model = flow_over(data.train)
+        trainer().fit(model, FlowMatching("unit"), ends(), data, seed=seed, observer=Observer())
+        weights.append(model.field.network.last.weight.detach().clone())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_a_stop_saves_and_says_so(data):
     observer = Observer(stop_at=13)
-    _, ending = fit(data, trainer(checkpoint_every=1000, validate_every=1000), observer, field(data.train))
+    _, ending = fit(data, trainer(checkpoint_every=1000, validate_every=1000), observer, flow_over(data.train))
     assert ending == "stopped"
     assert [state["step"] for state, *_ in observer.saved] == [13]
     assert observer.saved[0][3], "the only checkpoint is the best one"
@@ -144,7 +149,7 @@ def test_a_stop_saves_and_says_so(data):
 
 def test_max_time_ends_in_good_order(data):
     observer = Observer()
-    _, ending = fit(data, trainer(steps=100_000, max_time=0.3), observer, field(data.train))
+    _, ending = fit(data, trainer(steps=100_000, max_time=0.3), observer, flow_over(data.train))
     assert ending == "max_time"
     assert observer.saved[-1][0]["seconds"] < 3
 
@@ -152,37 +157,40 @@ def test_max_time_ends_in_good_order(data):
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(data):
     broken = TrainingData(data.train.clone(), data.validation)
     broken.train[5] = math.inf
-    model, observer = field(data.train), Observer()
+    model, observer = flow_over(data.train), Observer()
     with pytest.raises(JobError, match=r"step \d+: loss (nan|inf).*smaller trainer.lr"):
         fit(broken, trainer(), observer, model)
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
 def test_every_datum_appears_once_in_each_pass(data):
-    batches = _Batches(data, StandardNormal((2,)), Independent(), 64, seed=0)
+    batches = _Batches(data, 64, seed=0)
     rows = torch.cat([batches._rows(64 * i, 64 * (i + 1)) for i in range(75)])  # 16 passes over 300
     assert all(sorted(part.tolist()) == list(range(300)) for part in rows.split(300))
     assert not torch.equal(rows[:300], rows[300:600])
 
 
 def test_a_batch_larger_than_the_data_spans_passes(data):
-    rows = _Batches(data, StandardNormal((2,)), Independent(), 700, seed=0)._rows(0, 700)
+    rows = _Batches(data, 700, seed=0)._rows(0, 700)
     assert torch.bincount(rows, minlength=300).tolist().count(2) + torch.bincount(rows).tolist().count(3) == 300
 
 
 def test_jitter_fills_the_bins_and_no_more():
     whole = torch.arange(5.0)[:, None].repeat(40, 1)
     data = TrainingData(whole, whole, jitter=torch.tensor([0.5]))
-    _, batch, _ = _Batches(data, StandardNormal((1,)).float(), Independent(), 200, seed=0)(0)
+    batch, _ = _Batches(data, 200, seed=0)(0)
     offset = batch.x - batch.x.floor()
     assert float(offset.min()) >= 0 and 0.4 < float(offset.max()) <= 0.5
 
 
 def test_validation_uses_the_same_noise_each_time(data):
-    model, base = field(data.train), StandardNormal((2,)).float()
-    same = TrainingData(data.train, data.train)
-    values = [validation_loss(model, FlowMatching("unit"), base, same, seed=0) for _ in range(2)]
-    assert values[0] == values[1]
+    same, objective, values = TrainingData(data.train, data.train), FlowMatching("unit"), []
+    for _ in range(2):
+        flow = flow_over(data.train)
+        objective.prepare(flow, same, ends())
+        validation = _Validation(objective, same, seed=0)
+        values += [validation(flow), validation(flow)]
+    assert len(set(values)) == 1
     assert abs(values[0] - 1) < 0.02, "an untrained network predicts 0 for a target of unit variance"
 
 
@@ -195,7 +203,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 def test_clipping_bounds_the_step(data):
-    model = field(data.train)
+    model = flow_over(data.train)
     before = [p.detach().clone() for p in model.parameters()]
     observer = Observer()
     fit(data, trainer(steps=1, grad_clip=1e-12, log_every=1), observer, model)

@@ -12,8 +12,9 @@ from flowcli.bases import StandardNormal
 from flowcli.data.toys import Gaussian as GaussianSource
 from flowcli.dataset import Dataset
 from flowcli.divergence import Exact
-from flowcli.flows.continuous import ContinuousFlow, Parts, start_of
+from flowcli.flows.continuous import ContinuousFlow, start_of
 from flowcli.flows.oracle import Oracle
+from flowcli.flows.parts import Parts
 from flowcli.paths import OT, VE, VP, Path
 from flowcli.solvers import Adaptive, FixedStep, Solver, tightened
 
@@ -29,13 +30,27 @@ def dataset() -> Dataset:
 
 
 def flow(dataset: Dataset, path: Path, solver: Solver) -> ContinuousFlow:
+    assert dataset.mixture is not None
     parts = Parts(
-        None, path, StandardNormal((2,)), dataset.transform, solver, Exact(), (2,), dataset.train, dataset.mixture, None
+        network=None,
+        path=path,
+        base=StandardNormal((2,)),
+        transform=dataset.transform,
+        solver=solver,
+        divergence=Exact(),
+        event_shape=(2,),
+        train=dataset.transform(dataset.train),
+        mixture=dataset.mixture.through(dataset.transform),
+        tensors=None,
+        no_score=None,
+        seed=0,
     )
     return Oracle("target").flow(parts).cast(torch.float64, torch.device("cpu"))
 
 
-SETTINGS = evaluate.Evaluation(draws=20, draw_points=200, batch_size=1000, trajectories=20, dequantization_draws=2)
+SETTINGS = evaluate.Evaluation(
+    draws=20, draw_points=200, batch_size=1000, trajectories=20, dequantization_draws=2, velocity_error="auto"
+)
 
 
 def test_a_perfect_model_is_within_two_errors_of_every_floor(dataset):
@@ -115,7 +130,7 @@ def test_tightened_solvers_cost_more():
 
 def test_truth_of_a_data_set_without_a_formula_comes_from_its_own_splits(dataset: Dataset):
     plain = Dataset(dataset.train, dataset.validation, dataset.test, 0, dataset.transform)
-    truth = evaluate._Truth(plain, 100)
+    truth = evaluate.Truth(plain, 100)
 
     def rows(x: Tensor) -> set[tuple[float, ...]]:
         return {tuple(row) for row in x.tolist()}

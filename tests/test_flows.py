@@ -1,6 +1,8 @@
 """Continuous flows: round trips, rows that do not depend on their neighbours, unit integrals, singular ends."""
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,13 @@ from flowcli.bases import GaussianMixture, StandardNormal
 from flowcli.dataset import Mixture
 from flowcli.divergence import Divergence, Exact, Hutchinson
 from flowcli.errors import UserError
-from flowcli.flows.continuous import CNF, ContinuousFlow, Field, Parts, start_of
+from flowcli.flows.cnf import CNF
+from flowcli.flows.continuous import ContinuousFlow, start_of
+from flowcli.flows.fields import Field, FreeField, LearnedField
 from flowcli.flows.oracle import Oracle
+from flowcli.flows.parts import Parts
 from flowcli.networks.mlp import MLP
-from flowcli.objectives import FlowMatching
+from flowcli.objectives import Example, FlowMatching
 from flowcli.parametrizations import Moments
 from flowcli.paths import OT, VE, VP, Cosine, LinearVP, Path
 from flowcli.randomness import generator
@@ -35,12 +40,30 @@ def adaptive(tolerance: float, time: str = "path") -> Adaptive:
     return Adaptive("dopri5", tolerance, tolerance, time, 100_000)
 
 
+def parts(**changes: Any) -> Parts:
+    """From N(0, I) to TARGET along OT, with no network."""
+    plain = Parts(
+        network=None,
+        path=OT(0.0),
+        base=StandardNormal((2,)),
+        transform=UNITS,
+        solver=adaptive(1e-5),
+        divergence=Exact(),
+        event_shape=(2,),
+        train=None,
+        mixture=TARGET,
+        tensors=None,
+        no_score=None,
+        seed=0,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
 def oracle(
     path: Path, solver: Solver, divergence: Divergence | None = None, dtype: torch.dtype = F64
 ) -> ContinuousFlow:
     divergence = Exact() if divergence is None else divergence
-    parts = Parts(None, path, StandardNormal((2,)), UNITS, solver, divergence, (2,), None, TARGET, None)
-    return Oracle("target").flow(parts).cast(dtype, CPU)
+    return Oracle("target").flow(parts(path=path, solver=solver, divergence=divergence)).cast(dtype, CPU)
 
 
 @pytest.fixture
@@ -80,12 +103,9 @@ def test_noise_is_the_same_bit_for_bit():
         def velocity(self, x: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
             return torch.zeros_like(x)
 
-    one, zero = torch.ones((), dtype=F64), torch.zeros((), dtype=F64)
-    moments = Moments(torch.zeros(2, dtype=F64), torch.zeros(2, dtype=F64), one, one, zero)
     for dtype in (F32, F64):
-        field = Still(OT(0.0), moments)
         flow = ContinuousFlow(
-            field, StandardNormal((2,)), Affine.identity((2,)), FixedStep("euler", 1, "path", 10), Exact(), (2,)
+            Still(), StandardNormal((2,)), Affine.identity((2,)), FixedStep("euler", 1, "path", 10), Exact(), (2,)
         ).cast(dtype, CPU)
         whole = flow.sample(2100, seed=0).value
         for first, n, size in ((0, 2100, 7), (1000, 100, 33), (5, 10, None), (1024, 1, None)):
@@ -141,12 +161,11 @@ class Straight(Field):
 
 
 def test_euler_is_exact_on_straight_lines_for_any_number_of_steps(x):
-    one, zero = torch.ones((), dtype=F64), torch.zeros((), dtype=F64)
-    field = Straight(OT(0.0), Moments(torch.zeros(2, dtype=F64), torch.zeros(2, dtype=F64), one, one, zero))
     z = UNITS(x)
     for steps in range(1, 129):
         solver = FixedStep("euler", steps, "path", 1000)
-        flow = ContinuousFlow(field, StandardNormal((2,)), Affine.identity((2,)), solver, Exact(), (2,)).cast(F64, CPU)
+        start, units = StandardNormal((2,)), Affine.identity((2,))
+        flow = ContinuousFlow(Straight(), start, units, solver, Exact(), (2,)).cast(F64, CPU)
         there = flow.decode(z)
         assert there.nfe == steps
         torch.testing.assert_close(there.value, z @ Straight.A.T + Straight.b, rtol=1e-11, atol=1e-11)
@@ -187,16 +206,15 @@ def train(path: Path, steps: int = 200) -> ContinuousFlow:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = MLP((2,), 32, 2, 8, 1.0, 4, True)
-    parts = Parts(
-        network, path, StandardNormal((2,)), transform, adaptive(1e-5), Exact(), (2,), transform(data), None, None
-    )
-    flow = CNF(True, None).flow(parts).cast(F32, CPU)
+    made = parts(network=network, path=path, transform=transform, train=transform(data), mixture=None)
+    flow = CNF(True, None, 0, 1).flow(made).cast(F32, CPU)
     objective = FlowMatching("unit")
     optimizer = torch.optim.Adam(network.parameters(), 4e-3)
     z = transform(data).float()
     for _ in range(steps):
         x_1 = z[torch.randint(0, 4000, (256,), generator=g)]
-        loss = objective(flow.field, torch.randn(256, 2, generator=g), x_1, objective.times(256, g), None).mean()
+        example = Example(x_1, x_0=torch.randn(256, 2, generator=g), u=objective.times(256, g))
+        loss = objective(flow, example).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -279,21 +297,67 @@ def test_paths_that_do_not_start_at_the_base_need_a_gaussian():
             start_of(path, base, moments)
 
 
-def test_raw_outputs_have_no_angle():
-    network: nn.Module = MLP((2,), 8, 1, 0, 1.0, 0, False)
-    parts = Parts(
-        network,
-        OT(0.0),
-        StandardNormal((2,)),
-        UNITS,
-        adaptive(1e-5, "angle"),
-        Exact(),
-        (2,),
-        torch.randn(9, 2),
-        None,
-        None,
-    )
+def plain_network(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = MLP((2,), 8, 1, 0, 1.0, 0, False)
+        nn.init.normal_(network.last.weight)
+    return network
+
+
+@pytest.mark.parametrize("path", [OT(0.0), None], ids=["raw", "free"])
+def test_raw_outputs_have_no_angle(path):
+    raw = parts(network=plain_network(), path=path, solver=adaptive(1e-5, "angle"), train=torch.randn(9, 2))
     with pytest.raises(UserError, match=r"solver\.time=angle needs model\.precondition=true"):
-        CNF(False, "velocity").flow(parts)
-    with pytest.raises(UserError, match="model=cnf needs a network"):
-        CNF(True, None).flow(Parts(None, *(getattr(parts, f) for f in list(Parts.__dataclass_fields__)[1:])))
+        CNF(False, "velocity", 0, 1).flow(raw)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("network", "model=cnf needs a network"),
+        ("solver", "model=cnf needs a solver and a divergence"),
+        ("divergence", "model=cnf needs a solver and a divergence"),
+    ],
+)
+def test_a_cnf_says_which_part_it_lacks(missing, message):
+    made = {"network": plain_network(), "train": torch.randn(9, 2), missing: None}
+    with pytest.raises(UserError, match=message):
+        CNF("auto", None, 0, 1).flow(parts(**made))
+
+
+# ------------------------------------------------------------------------------------------------- off the paths
+def test_auto_is_preconditioned_on_a_path_and_the_network_itself_off_it():
+    network, train = plain_network(), torch.randn(9, 2)
+    on = CNF("auto", None, 0, 1).flow(parts(network=network, train=train))
+    assert isinstance(on.field, LearnedField) and on.field.turns
+    off = CNF("auto", None, 0, 1).flow(parts(network=network, path=None, train=train)).cast(F64, CPU)
+    assert isinstance(off.field, FreeField) and not off.field.turns and off.field.no_score is not None
+    x, u = torch.randn(5, 2, dtype=F64), torch.linspace(0, 1, 5, dtype=F64)
+    torch.testing.assert_close(off.field.velocity(x, u, None), network(x, u * math.pi / 2, None), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((True, None), r"model\.precondition=true needs a path"),
+        ((False, "noise"), r"model\.prediction=noise needs a path"),
+    ],
+)
+def test_forms_that_need_a_path_are_refused_off_it(settings, message):
+    with pytest.raises(UserError, match=message):
+        CNF(*settings, 0, 1).flow(parts(network=plain_network(), path=None, train=torch.randn(9, 2)))
+
+
+def test_a_free_network_has_a_density_whose_rows_round_trip():
+    flow = CNF("auto", None, 0, 1).flow(parts(network=plain_network(), path=None, solver=adaptive(1e-8), train=None))
+    flow = flow.cast(F64, CPU)
+    events = flow.sample(6, seed=3).value
+    torch.testing.assert_close(flow.decode(flow.encode(events).value).value, events, rtol=0, atol=1e-5)
+    way = flow.trajectory(6, seed=3, points=5)
+    torch.testing.assert_close(way.states[-1], events, rtol=0, atol=1e-5)
+    cells = 60
+    middle = (torch.arange(cells, dtype=F64) + 0.5) / cells * 12 - 6
+    grid = UNITS.inverse(torch.cartesian_prod(middle, middle))
+    mass = float(flow.with_solver(adaptive(1e-5)).log_prob(grid).value.detach().exp().sum())
+    assert mass * (12 / cells) ** 2 * float(UNITS.scale.prod()) == pytest.approx(1, abs=0.01)

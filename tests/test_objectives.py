@@ -6,11 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowcli.bases import StandardNormal
+from flowcli.couplings import Independent
+from flowcli.dataset import TrainingData
+from flowcli.divergence import Exact
+from flowcli.ends import Ends
 from flowcli.errors import UserError
-from flowcli.flows.continuous import LearnedField
-from flowcli.objectives import END, FlowMatching, stratified
+from flowcli.flows.continuous import ContinuousFlow
+from flowcli.flows.fields import LearnedField
+from flowcli.objectives import END, Example, FlowMatching, Objective, stratified
 from flowcli.parametrizations import PREDICTIONS, Moments, Preconditioned, Raw
 from flowcli.paths import OT, VE, VP, Cosine, LinearVP, Path, Schedule
+from flowcli.solvers import FixedStep
+from flowcli.transforms import Affine
 
 PATHS = [OT(0.0), VP(0.1, 20.0), VE(0.01, 50.0), LinearVP(), Cosine()]
 every_path = pytest.mark.parametrize("path", PATHS, ids=repr)
@@ -39,6 +47,23 @@ def field(path: Path, prediction: str | None = None) -> LearnedField:
     return LearnedField(Linear(), form, path, moments())
 
 
+def flow_of(learned: LearnedField) -> ContinuousFlow:
+    """What an objective is given; the solver and the base play no part in a regression."""
+    shape = tuple(learned.moments.mean_1.shape)
+    solver = FixedStep("euler", 1, "path", 10)
+    return ContinuousFlow(learned, StandardNormal(shape).double(), Affine.identity(shape), solver, Exact(), shape)
+
+
+def prepared(objective: Objective, learned: LearnedField) -> ContinuousFlow:
+    flow, nothing = flow_of(learned), torch.zeros(1, *learned.moments.mean_1.shape)
+    objective.prepare(flow, TrainingData(nothing, nothing), Ends(StandardNormal((2,)), Independent()))
+    return flow
+
+
+def loss_of(objective: Objective, learned: LearnedField, x_0: Tensor, x_1: Tensor, u: Tensor) -> Tensor:
+    return objective(flow_of(learned), Example(x_1, x_0=x_0, u=u))
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(7)
@@ -52,7 +77,7 @@ def pairs(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 @every_path
 def test_unit_loss_by_hand(path, generator):
     learned, objective = field(path), FlowMatching("unit")
-    objective.prepare(learned)
+    prepared(objective, learned)
     x_0, x_1 = pairs(6, generator)
     u = torch.linspace(0.01, 0.99, 6).double()
     expected = []
@@ -64,14 +89,14 @@ def test_unit_loss_by_hand(path, generator):
         r = (sigma * (x_1[i] - shift) - alpha * 1.7 * x_0[i]) / math.sqrt(1.7 * v)
         output = learned.network.a @ y + learned.network.b * math.sin(math.atan2(sigma, alpha * math.sqrt(1.7)))
         expected.append((output - r).square().mean())
-    torch.testing.assert_close(objective(learned, x_0, x_1, u, None), torch.stack(expected))
+    torch.testing.assert_close(loss_of(objective, learned, x_0, x_1, u), torch.stack(expected))
 
 
 @every_path
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_raw_loss_by_hand(path, prediction, generator):
     learned, objective = field(path, prediction), FlowMatching("unit")
-    objective.prepare(learned)
+    prepared(objective, learned)
     x_0, x_1 = pairs(6, generator)
     u = torch.linspace(0.05, 0.95, 6).double()
     c = Schedule(*(value[:, None] for value in path.schedule(u)))
@@ -79,7 +104,7 @@ def test_raw_loss_by_hand(path, prediction, generator):
     targets = {"velocity": c.d_alpha * x_1 + c.d_sigma * x_0, "data": x_1, "noise": x_0, "score": -x_0 / c.sigma}
     output = learned.network(x, u * math.pi / 2, None)
     expected = (output - targets[prediction]).square().mean(1)
-    torch.testing.assert_close(objective(learned, x_0, x_1, u, None), expected)
+    torch.testing.assert_close(loss_of(objective, learned, x_0, x_1, u), expected)
 
 
 @every_path
@@ -87,13 +112,13 @@ def test_raw_loss_by_hand(path, prediction, generator):
 def test_native_loss_is_the_loss_in_the_velocity(path, prediction, generator):
     """Times from the mixture law are undone by its table: pointwise weight x law = |v - u|^2 in dt."""
     learned, objective = field(path, prediction), FlowMatching("native")
-    objective.prepare(learned)
+    prepared(objective, learned)
     x_0, x_1 = pairs(6, generator)
     u = torch.linspace(0.05, 0.95, 6).double()
     c = Schedule(*(value[:, None] for value in path.schedule(u)))
     x = c.alpha * x_1 + c.sigma * x_0
     native = (learned.velocity(x, u, None) - (c.d_alpha * x_1 + c.d_sigma * x_0)).square().mean(1)
-    ratio = objective(learned, x_0, x_1, u, None) / native
+    ratio = loss_of(objective, learned, x_0, x_1, u) / native
     # the ratio is 1 / density of the law, which is at least half the uniform one
     assert (ratio > 0).all() and (ratio < 2.0001).all()
     weight = learned.parametrization.velocity_gain(path.schedule(u), learned.moments).square()
@@ -106,7 +131,7 @@ def test_native_loss_is_the_loss_in_the_velocity(path, prediction, generator):
 def test_native_estimate_is_unbiased(path, generator, monkeypatch):
     """E over its own times equals a fine quadrature of weight x h over [END, 1 - END]."""
     learned, objective = field(path), FlowMatching("native")
-    objective.prepare(learned)
+    prepared(objective, learned)
 
     def h(u: Tensor) -> Tensor:
         return 1 + torch.sin(5 * u) ** 2 + u
@@ -120,7 +145,7 @@ def test_native_estimate_is_unbiased(path, generator, monkeypatch):
     n = 200_000
     u = objective.times(n, generator)
     assert u.dtype == torch.float32 and float(u.min()) >= END * 0.999 and float(u.max()) <= 1 - END + 1e-6
-    values = objective(learned, torch.zeros(n, 2), torch.zeros(n, 2), u.double(), None)
+    values = loss_of(objective, learned, torch.zeros(n, 2), torch.zeros(n, 2), u.double())
     assert float(values.mean()) == pytest.approx(expected, rel=2e-3)
     assert float(values.max()) < 2.1 * float(h(u.double()).max()) * float(
         (weight * width).sum() / width.sum()
@@ -142,7 +167,7 @@ def test_times_are_stratified(generator):
 @every_path
 def test_native_times_cover_every_stratum_of_their_law(path, generator):
     learned, objective = field(path), FlowMatching("native")
-    objective.prepare(learned)
+    prepared(objective, learned)
     u = objective.times(1000, generator)
     assert (u.diff() >= 0).all()  # the inverse of a distribution function at rising positions
     assert float(u[0]) < 0.01 and float(u[-1]) > 0.99
@@ -174,7 +199,7 @@ def test_conditional_and_marginal_losses_have_one_gradient(path, generator):
     torch.testing.assert_close(c.alpha * e_1 + c.sigma * e_0, x)
     output = learned.network(learned.parametrization.network_input(x, c, m), m.angle(path.schedule(u)), None)
     marginal = (output - learned.parametrization.target(e_0, e_1, c, m)).square().mean(1)
-    conditional = objective(learned, x_0, x_1, u, None)
+    conditional = loss_of(objective, learned, x_0, x_1, u)
     parameters = list(learned.network.parameters())
     difference = torch.autograd.grad((conditional - marginal).mean(), parameters, retain_graph=True)
     size = torch.autograd.grad(marginal.mean(), parameters)
@@ -194,7 +219,7 @@ def test_events_of_any_shape(generator):
     m = Moments(*(torch.zeros(shape).double() for _ in range(2)), *(torch.tensor(v).double() for v in (1.0, 1.0, 0.0)))
     learned, objective = LearnedField(Zero(), Preconditioned(), OT(0.0), m), FlowMatching("unit")
     x_0, x_1 = torch.randn(2, 5000, *shape, generator=generator, dtype=torch.float64)
-    loss = objective(learned, x_0, x_1, objective.times(5000, generator).double(), None)
+    loss = loss_of(objective, learned, x_0, x_1, objective.times(5000, generator).double())
     assert loss.shape == (5000,)
     assert float(loss.mean()) == pytest.approx(1, abs=5 * math.sqrt(2 / 80_000))  # the target has unit variance
 

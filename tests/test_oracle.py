@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from flowcli.bases import Base, Gaussian, StandardNormal
+from flowcli.bases import Base, Gaussian, StandardNormal, Uniform
 from flowcli.dataset import Mixture
 from flowcli.divergence import Exact
 from flowcli.errors import UserError
-from flowcli.flows.continuous import Parts
-from flowcli.flows.oracle import Oracle, OracleFlow, PointsField
+from flowcli.flows import oracle as module
+from flowcli.flows.oracle import ClosedForm, Oracle, OracleFlow, PointsField, field_of_mixture, field_of_points
+from flowcli.flows.parts import Parts
 from flowcli.parametrizations import Moments
 from flowcli.paths import OT, VE, VP, Cosine, Custom, LinearVP, Path
 from flowcli.solvers import Adaptive, FixedStep, Solver
@@ -31,11 +32,21 @@ def mixture(size: int, components: int, seed: int = 0) -> Mixture:
     return Mixture(weights / weights.sum(), means, 0.4 * a @ a.mT + 0.1 * torch.eye(size, dtype=torch.float64))
 
 
+def correlated(size: int) -> Mixture:
+    """Two components of correlation 0.99 between neighbours, one falling where the other rises."""
+    i = torch.arange(size)
+    covariance = 0.99 ** (i[:, None] - i).abs().double()
+    flip = (-1.0) ** i.double()
+    covariances = torch.stack([covariance, 0.3 * flip[:, None] * covariance * flip])
+    means = torch.stack([torch.linspace(-1, 0.5, size).double(), torch.linspace(0.4, 0.8, size).double()])
+    return Mixture(torch.tensor([0.6, 0.4], dtype=torch.float64), means, covariances)
+
+
 GAUSSIAN = Mixture(  # data=gaussian
     torch.ones(1).double(), torch.tensor([[1.0, -0.5]]).double(), torch.tensor([[[1.0, 0.4], [0.4, 0.25]]]).double()
 )
 THREE = Mixture(  # data=mixture
-    torch.tensor([0.5, 0.3, 0.2]).double(),
+    torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
     torch.tensor([[-2.0, 0.0], [2.0, 1.0], [0.5, -2.0]]).double(),
     torch.tensor([[[0.5, 0.3], [0.3, 0.4]], [[0.3, -0.2], [-0.2, 0.5]], [[0.6, 0.0], [0.0, 0.1]]]).double(),
 )
@@ -50,6 +61,7 @@ def fixed_draws():
 
 
 TARGETS = {"gaussian": GAUSSIAN, "mixture": THREE, "line": mixture(1, 3), "five": mixture(5, 2)}
+CORRELATED = {f"correlated {size}": correlated(size) for size in (1, 2, 5)}
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
 
 
@@ -75,7 +87,7 @@ def oracle(
     transform = Affine.identity((size,)) if transform is None else transform
     base = StandardNormal((size,)) if base is None else base
     model = in_model_units(target, transform)
-    parts = Parts(None, path, base, transform, solver, Exact(), (size,), None, model, None)
+    parts = Parts(None, path, base, transform, solver, Exact(), (size,), None, model, None, None, 0)
     return Oracle("target").flow(parts).cast(torch.float64, torch.device("cpu"))
 
 
@@ -206,7 +218,7 @@ def test_samples_follow_the_target(path):
 
 
 # ------------------------------------------------------------------------------------------------- the field
-@every_target
+@pytest.mark.parametrize("target", [*TARGETS.values(), *CORRELATED.values()], ids=[*TARGETS, *CORRELATED])
 @every_path
 def test_continuity_equation(path, target):
     r"""$\partial_t \ln p_t + v \cdot \nabla \ln p_t + \nabla \cdot v = 0$, all three by automatic differentiation."""
@@ -222,12 +234,12 @@ def test_continuity_equation(path, target):
         log_p = law.log_prob(x)
         (score,) = torch.autograd.grad(log_p.sum(), x, retain_graph=True)
         rate = torch.stack([-torch.autograd.grad(value, left, retain_graph=True)[0] for value in log_p])
-        v, divergence = Exact()(
+        local = Exact()(
             lambda y, at=u: flow.field.velocity(y, torch.tensor(at, dtype=torch.float64), None),
             x,
             Exact().directions(x, 0, 0),
         )
-        residual = rate + (v * score).sum(1) + divergence[:, 0]
+        residual = rate + (local.value * score).sum(1) + local.divergence[:, 0]
         assert float((residual / (1 + rate.abs())).abs().max().detach()) < 1e-9
 
 
@@ -282,10 +294,122 @@ def test_rotation_is_the_velocity_in_other_clothes(path):
     torch.testing.assert_close(p.velocity(x, output, c, m), flow.field.velocity(x, u, None), rtol=1e-8, atol=1e-8)
 
 
+# ------------------------------------------------------------------------------------------------- the density
+SOURCE = Gaussian(torch.tensor([1.0, -2.0]).double(), torch.tensor(0.6).double())
+
+
+def three_points() -> Mixture:
+    """The law of the three points below: a mixture of no width."""
+    means = torch.tensor([[0.3, -1.0], [1.2, 0.4], [-2.0, 0.1]], dtype=torch.float64)
+    return Mixture(torch.ones(3).double() / 3, means, torch.zeros(3, 2, 2).double())
+
+
+FIELDS = {
+    **{
+        name: lambda path, target=target: (
+            target,
+            field_of_mixture(target, path, StandardNormal(target.means[0].shape)),
+        )
+        for name, target in [*TARGETS.items(), *CORRELATED.items()]
+    },
+    "another base": lambda path: (THREE, field_of_mixture(THREE, path, SOURCE)),
+    "points": lambda path: (three_points(), field_of_points(three_points().means, path, SOURCE)),
+}
+every_field = pytest.mark.parametrize("make", FIELDS.values(), ids=FIELDS.keys())
+
+
+@every_field
+@every_path
+def test_density_and_score_are_exact(path, make):
+    """Values, slopes in x and slopes in u against torch.distributions; the score against both; u scalar or (B,)."""
+    target, field = make(path)
+    size = target.means.shape[1]
+    mean_0, var_0 = field.moments.mean_0, field.moments.var_0
+    for u in (0.03, 0.4, 0.97):
+        left = torch.tensor(u, dtype=torch.float64, requires_grad=True)
+        c = path.schedule(left)
+        covariances = c.alpha**2 * target.covariances + c.sigma**2 * var_0 * torch.eye(size).double()
+        normals = MultivariateNormal(c.alpha * target.means + c.sigma * mean_0, covariances)
+        law = MixtureSameFamily(Categorical(target.weights), normals)
+        x = torch.cat([law.sample((4,)), law.sample((2,)) * 3 + 1]).requires_grad_()  # the tails too
+        expected = law.log_prob(x)
+        found = field.log_density(x, left)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        slopes = [torch.autograd.grad(value.sum(), (x, left), retain_graph=True) for value in (found, expected)]
+        torch.testing.assert_close(*slopes, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(field.score(x, left), slopes[1][0], rtol=1e-7, atol=1e-7)
+        each = torch.full((6,), u, dtype=torch.float64)
+        torch.testing.assert_close(field.log_density(x, each), found)
+        velocity, score = field.velocity_and_score(x, each, None)
+        torch.testing.assert_close(velocity, field.velocity(x, left, None))
+        torch.testing.assert_close(score, field.score(x, left))
+
+
+@every_path
+def test_density_at_the_data_end(path):
+    """Of a mixture always; of points where the path smooths them."""
+    x, end = points(THREE, 4), torch.zeros((), dtype=torch.float64)
+    found = field_of_mixture(THREE, path, StandardNormal((2,))).log_density(x, end)
+    torch.testing.assert_close(found, density(THREE, path, None).log_prob(x), rtol=1e-6, atol=1e-6)
+    field = field_of_points(x, path, StandardNormal((2,)))
+    if path.at(0.0)[1] > 0:
+        assert bool(torch.isfinite(field.log_density(x, end)).all())
+    else:
+        with pytest.raises(UserError, match="no density"):
+            field.log_density(x, end)
+        with pytest.raises(UserError, match="no density"):
+            field.log_density(x[:2], torch.tensor([0.5, 0.0]).double())
+
+
+def test_points_in_chunks(monkeypatch):
+    data = torch.randn(7, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    field = field_of_points(data, Cosine(), StandardNormal((1, 2, 2)))
+    x, u = data[:5] * 0.8 + 0.1, torch.linspace(0.1, 1, 5).double()
+    whole = [field.log_density(x, u), field.score(x, u), field.velocity(x, u, None)]
+    monkeypatch.setattr(module, "WEIGHTS_AT_ONCE", 14)
+    for first, second in zip(
+        whole, [field.log_density(x, u), field.score(x, u), field.velocity(x, u, None)], strict=True
+    ):
+        torch.testing.assert_close(first, second)
+
+
+def test_one_point_is_the_point_mass_field():
+    """(x_1 - x)/(1 - t), whose flow ends at x_1 wherever it starts (notes 000, 004)."""
+    x_1 = torch.tensor([[1.5, -0.5]], dtype=torch.float64)
+    field = field_of_points(x_1, OT(0.0), StandardNormal((2,)))
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    u = torch.linspace(1e-3, 1, 9).double()
+    torch.testing.assert_close(field.velocity(x, u, None), (x_1 - x) / u[:, None], rtol=1e-12, atol=1e-12)
+
+
+def test_moments_of_the_fields():
+    """Those of the data and of the base, for a mixture and for its own points."""
+    g = torch.Generator().manual_seed(3)
+    k = torch.multinomial(THREE.weights, 200_000, replacement=True, generator=g)
+    z = torch.randn(len(k), 2, generator=g, dtype=torch.float64)
+    x = THREE.means[k] + torch.einsum("nij,nj->ni", torch.linalg.cholesky(THREE.covariances)[k], z)
+    fields: list[ClosedForm] = [field_of_mixture(THREE, OT(0.0), SOURCE), field_of_points(x, OT(0.0), SOURCE)]
+    for name in ("mean_0", "mean_1", "var_0", "var_1", "cov"):
+        first, second = (getattr(field.moments, name) for field in fields)
+        torch.testing.assert_close(first, second, rtol=0.02, atol=0.02)
+    assert torch.equal(fields[0].moments.mean_0, SOURCE.mean)
+    assert float(fields[0].moments.var_0) == pytest.approx(0.36)
+
+
+def test_only_a_gaussian_source_has_a_closed_form():
+    base = Uniform((2,), -1.0, 1.0)
+    with pytest.raises(UserError, match="base=gaussian"):
+        field_of_mixture(THREE, OT(0.0), base)
+    with pytest.raises(UserError, match="base=gaussian"):
+        field_of_points(THREE.means, OT(0.0), base)
+
+
 # ------------------------------------------------------------------------------------------------- over the points
 def over_points(path: Path, data: Tensor, solver: Solver) -> OracleFlow:
     shape = tuple(data.shape[1:])
-    parts = Parts(None, path, StandardNormal(shape), Affine.identity(shape), solver, Exact(), shape, data, None, None)
+    parts = Parts(
+        None, path, StandardNormal(shape), Affine.identity(shape), solver, Exact(), shape, data, None, None, None, 0
+    )
     return Oracle("train").flow(parts).cast(torch.float64, torch.device("cpu"))
 
 
@@ -322,8 +446,9 @@ def test_refusals():
         flow.log_prob(torch.zeros(1, 2), condition=torch.zeros(1))
     with pytest.raises(UserError, match=r"events must have the shape \(2,\), got \(3,\)"):
         flow.log_prob(torch.zeros(1, 3))
+    base, shape = StandardNormal((2,)), (2,)
     parts = Parts(
-        None, OT(0.0), StandardNormal((2,)), Affine.identity((2,)), tolerance(1e-5), Exact(), (2,), DATA, None, None
+        None, OT(0.0), base, Affine.identity(shape), tolerance(1e-5), Exact(), shape, DATA, None, None, None, 0
     )
     with pytest.raises(UserError, match="this data is no Gaussian mixture"):
         Oracle("target").flow(parts)

@@ -211,9 +211,10 @@ def test_raw_targets_are_the_quantities_themselves():
 
 
 def test_unknown_prediction_is_refused():
-    from flowcli.flows.continuous import CNF
+    from flowcli.flows.cnf import CNF
 
     with pytest.raises(UserError, match="prediction must be one of velocity, data, noise, score, got 'speed'"):
-        CNF(False, "speed")
-    with pytest.raises(UserError, match="prediction=noise needs precondition=false"):
-        CNF(True, "noise")
+        CNF(False, "speed", 0, 1)
+    for precondition in (True, "auto"):
+        with pytest.raises(UserError, match="prediction=noise needs precondition=false"):
+            CNF(precondition, "noise", 0, 1)

@@ -45,6 +45,8 @@ BLOCKS = [Block(*found) for found in re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$",
 LINES = [line for block in BLOCKS if block.language == "bash" for line in block.text.splitlines() if line.strip()]
 SET_UP = [line for line in LINES if line.startswith("python3 -m venv ")]
 TOUR = [line for line in LINES if line not in SET_UP]
+NOTES = "From the notes to a command"
+DISCRETE = ("realnvp", "maf", "nsf", "nice")
 
 
 def shortened(words: list[str]) -> list[str]:
@@ -55,11 +57,13 @@ def shortened(words: list[str]) -> list[str]:
         return [re.sub(r"^(trainer\.steps=)\d+$", r"\g<1>24", word) for word in words]
     words = [re.sub(r"^(solver\.steps=\d)\d+$|^(seed=\d+),.*$", r"\1\2", word) for word in words]  # 50 -> 5; 0,1 -> 0
     said = {word.partition("=")[0] for word in words}
-    small = [word for word in SMALL if not (word.startswith("network.") and "model=oracle" in words)]
-    if not said & {"solver", "solver.steps"}:
+    discrete = any(word.startswith("model=") and word[6:].split(",")[0] in DISCRETE for word in words)
+    bare = discrete or any(word.startswith("model=oracle") for word in words)
+    small = [word for word in SMALL if not (word.startswith("network.") and bare)]
+    if not said & {"solver", "solver.steps"} and not discrete:
         small += SOLVER
     if "data=table" not in words and "data=digits" not in words:
-        small += SPLITS
+        small += [word for word in SPLITS if word.partition("=")[0] not in said]
     return [*words, *small]
 
 
@@ -70,7 +74,11 @@ def run(line: str) -> None:
         assert words.pop(0) == "PYTHONPATH=.", f"{line}: the test sets no other variable"
     program, verb, *rest = words
     assert program == "flowcli", f"{line}: not a flowcli command"
-    assert main([verb, *(shortened(rest) if verb == "train" else rest)]) == 0, line
+    if verb == "train":
+        rest = shortened(rest)
+    elif verb == "sample" and not any(word.startswith(("n=", "mode=")) for word in rest):
+        rest = [*rest, "n=50"]
+    assert main([verb, *rest]) == 0, line
 
 
 def table(file: Path) -> None:
@@ -112,6 +120,18 @@ def workspace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path / "w"
 
 
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without its head."""
+    section = README.split(f" {heading}\n", 1)[1].split("\n#", 1)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def ticked(cell: str) -> list[str]:
+    """What stands between backticks."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
 # ---------------------------------------------------------------- commands
 def commands() -> list[object]:
     """The tour, command by command; one that needs the run of the command before it comes with that one."""
@@ -128,6 +148,31 @@ def commands() -> list[object]:
 def test_tour(lines: list[str], workspace: Path) -> None:
     for line in lines:
         run(line)
+
+
+NOTED = [ticked(row[1])[0] for row in rows(NOTES)]
+
+
+@pytest.mark.parametrize("line", NOTED, ids=lambda line: line.removeprefix("flowcli "))
+def test_notes(line: str, workspace: Path) -> None:
+    run(re.sub(r"( [\w.]+=[\w.]+)(,\w+)+", r"\1", line).replace(" -m ", " "))  # of a sweep its first cell
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line", [line for line in NOTED if " -m " in line], ids=lambda line: line.removeprefix("flowcli ")
+)
+def test_sweeps_of_the_notes(line: str, workspace: Path) -> None:
+    run(line)
+
+
+def test_every_system_of_the_notes_has_its_row() -> None:
+    commands = " ".join(ticked(row[1])[0] for row in rows(NOTES))
+    for group in ("model", "objective", "coupling", "base"):
+        said = {option for found in re.findall(rf"\b{group}=([\w,]+)", commands) for option in found.split(",")}
+        usual = {"cnf", "flow_matching", "independent", "gaussian", "none"}
+        assert set(launch.groups()[group]) - usual <= said, group
+    assert all(row[0] for row in rows(NOTES))
 
 
 def test_the_tour_is_all_there() -> None:
@@ -167,18 +212,6 @@ def test_ci_runs_the_second() -> None:
 
 
 # ---------------------------------------------------------------- what it says
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading, without its head."""
-    section = README.split(f" {heading}\n", 1)[1].split("\n#", 1)[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-
-
-def ticked(cell: str) -> list[str]:
-    """What stands between backticks."""
-    return re.findall(r"`([^`]+)`", cell)
-
-
 def test_config_groups() -> None:
     said = {
         ticked(group)[0]: ticked(options.replace("`rtol`, `atol`", "").replace("`steps`", ""))

@@ -1,10 +1,13 @@
 """The one interface of every model: data units outside, standard normal latents inside."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from flowcli.transforms import Affine
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,26 @@ class Flow(nn.Module):
     """
 
     event_shape: tuple[int, ...]
+    transform: Affine
+
+    @property
+    def no_likelihood(self) -> str | None:
+        """Why there is no log_prob; None where there is one."""
+        return None
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
         """Where the flow computes."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """What the flow computes in."""
+
+    @abstractmethod
+    def cast(self, dtype: torch.dtype, device: torch.device) -> "Flow":
+        """Move to a device and compute in this dtype; the transform to data units stays in float64."""
 
     @abstractmethod
     def sample(
@@ -72,6 +90,33 @@ class Flow(nn.Module):
     def decode(self, z: Tensor, *, batch_size: int | None = None, condition: Tensor | None = None) -> Result:
         """Events x (B, ...) of latents z (B, ...)."""
 
+    @abstractmethod
+    def trajectory(self, n: int, *, seed: int, points: int, condition: Tensor | None = None) -> Trajectory:
+        """The ways of samples 0 .. n from noise to data: at `points` times, or at every step or layer there is."""
+
+    @abstractmethod
+    def follow(self, z: Tensor, *, points: int, condition: Tensor | None = None) -> Trajectory:
+        """The ways of latents z (B, ...), as in `trajectory`."""
+
     def trainable_parameters(self) -> int:
         """How many numbers training adjusts."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def in_chunks(
+    chunk: Callable[[int, int, Tensor | None], Result],
+    n: int,
+    batch_size: int | None,
+    condition: Tensor | None,
+    shape: tuple[int, ...],
+) -> Result:
+    """Results of rows 0 .. n, each of this shape, computed batch_size at a time."""
+    if n == 0:
+        return Result(torch.empty(0, *shape, dtype=torch.float64), 0, "done")
+    size = max(1, n if batch_size is None else batch_size)
+    parts = [
+        chunk(first, min(first + size, n), None if condition is None else condition[first : first + size])
+        for first in range(0, n, size)
+    ]
+    stderr = None if parts[0].stderr is None else torch.cat([part.stderr for part in parts if part.stderr is not None])
+    return Result(torch.cat([part.value for part in parts]), max(part.nfe for part in parts), parts[0].status, stderr)

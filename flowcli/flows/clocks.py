@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from flowcli.flows.fields import Field
+from flowcli.flows.fields import Field, PathField
 from flowcli.paths import Schedule, smallest_u
 from flowcli.solvers import Adaptive, FixedStep, Solver
 
@@ -41,14 +41,17 @@ class Clock(ABC):
 
 def clock_of(field: Field, solver: Solver, dtype: torch.dtype) -> Clock:
     """The clock that solver.time asks for."""
-    return AngleClock(field, solver) if solver.time == "angle" else PathClock(field, solver, dtype)
+    if solver.time == "angle":
+        assert isinstance(field, PathField)  # field.turns was asked when the flow was made
+        return AngleClock(field, solver)
+    return PathClock(field, solver, dtype)
 
 
 class PathClock(Clock):
     r"""x in the path's own time. Adaptive solvers step in w, $u = w^p$, where slopes stay finite; grids are warped."""
 
     def __init__(self, field: Field, solver: Solver, dtype: torch.dtype) -> None:
-        self.field, self.power = field, field.path.warp
+        self.field, self.power = field, field.warp
         self.in_w = isinstance(solver, Adaptive) and self.power > 1
         self.smallest_w = smallest_u(dtype) ** (1 / self.power)
         if isinstance(solver, FixedStep) and self.power > 1:
@@ -90,7 +93,7 @@ class PathClock(Clock):
 class AngleClock(Clock):
     r"""$y = (x - E x_t)/\sqrt V$ in the angle: $dy/d\varphi = -F$, the same for every path."""
 
-    def __init__(self, field: Field, solver: Solver) -> None:
+    def __init__(self, field: PathField, solver: Solver) -> None:
         self.field, self.solver = field, solver
 
     def _ends(self, u: float) -> tuple[Tensor, Tensor, float]:

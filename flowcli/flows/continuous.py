@@ -2,31 +2,51 @@ r"""Continuous flows: an ODE $dx/dt = v_t(x)$ from the base to the data, solved 
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowcli.bases import Base, Gaussian
-from flowcli.dataset import Mixture
 from flowcli.divergence import Divergence
-from flowcli.errors import UserError, boolean, choice
-from flowcli.flows.base import Flow, Result, Trajectory
+from flowcli.errors import UserError
+from flowcli.flows.base import Flow, Result, Trajectory, in_chunks
 from flowcli.flows.clocks import clock_of
-from flowcli.flows.fields import Field, LearnedField
-from flowcli.parametrizations import PREDICTIONS, Moments, Preconditioned, Raw
+from flowcli.flows.fields import Field, PathField
+from flowcli.parametrizations import Moments
 from flowcli.paths import Path, Schedule
 from flowcli.randomness import rows
+from flowcli.sde import Stochastic
 from flowcli.solvers import Solver, State
 from flowcli.transforms import Affine
+
+
+@dataclass(frozen=True)
+class Density:
+    """What one solve from the data to the noise gives, in model units; everything is differentiable.
+
+    Attributes:
+        latent: (B, ...), the state at t = 0.
+        log_prob: (B, K), K estimates of the log-density in nats.
+        kinetic: (B,), int |v|^2 dt, where it was asked for.
+        jacobian: (B,), int |J|_F^2 dt (estimated where the divergence is), where it was asked for.
+        nfe: evaluations of the field.
+    """
+
+    latent: Tensor
+    log_prob: Tensor
+    kinetic: Tensor | None
+    jacobian: Tensor | None
+    nfe: int
 
 
 class ContinuousFlow(Flow):
     r"""Noise to data along a field: $\log p(x_1) = \log p_0(x_0) - \int_0^1 \mathrm{tr}(\partial v/\partial x)\, dt$.
 
     Notes 001 IV, 002; arXiv 1806.07366, 1810.01367. States are solved in model units; `transform` stays in float64,
-    so that data with a large offset keep their digits.
+    so that data with a large offset keep their digits. Under a stochastic solver samples follow the SDE of notes 004
+    that has the same marginals; everything else needs an ODE solver and says so.
     """
 
     def __init__(
@@ -34,7 +54,7 @@ class ContinuousFlow(Flow):
         field: Field,
         start: Base,
         transform: Affine,
-        solver: Solver,
+        solver: Solver | Stochastic,
         divergence: Divergence,
         event_shape: tuple[int, ...],
     ) -> None:
@@ -45,26 +65,29 @@ class ContinuousFlow(Flow):
         self.solver = self._checked(solver)
 
     # ------------------------------------------------------------ variants of the same flow
-    def _checked(self, solver: Solver) -> Solver:
-        if solver.time == "angle" and not self.field.turns:
+    def _checked(self, solver: Solver | Stochastic) -> Solver | Stochastic:
+        if isinstance(solver, Stochastic):
+            if self.field.no_score is not None:
+                raise UserError(f"solver={solver.method} needs a score, and there is none: {self.field.no_score}")
+        elif solver.time == "angle" and not self.field.turns:
             raise UserError(
-                "solver.time=angle needs model.precondition=true: a raw output depends on the path's own time"
+                "solver.time=angle needs model.precondition=true on a path: another output depends on its own time"
             )
         return solver
 
-    def with_solver(self, solver: Solver) -> "ContinuousFlow":
+    def with_solver(self, solver: Solver | Stochastic) -> Self:
         """The same weights under another solver."""
         other = copy.copy(self)
         other.solver = other._checked(solver)
         return other
 
-    def with_divergence(self, divergence: Divergence) -> "ContinuousFlow":
+    def with_divergence(self, divergence: Divergence) -> Self:
         """The same weights under another divergence."""
         other = copy.copy(self)
         other.divergence = divergence
         return other
 
-    def cast(self, dtype: torch.dtype, device: torch.device) -> "ContinuousFlow":
+    def cast(self, dtype: torch.dtype, device: torch.device) -> Self:
         """Move to a device and compute in this dtype; the transform stays in float64."""
         self.field.to(device=device, dtype=dtype)
         self.start.to(device=device, dtype=dtype)
@@ -81,6 +104,20 @@ class ContinuousFlow(Flow):
         """Where states are computed."""
         return self.start.mean.device
 
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of what is solved, and of a latent."""
+        return tuple(self.start.mean.shape)
+
+    @property
+    def no_likelihood(self) -> str | None:
+        """The base has no density, or the solver no inverse."""
+        if not self.start.has_density:
+            return "base=data is known by its points alone, it has no density"
+        if isinstance(self.solver, Stochastic):
+            return f"solver={self.solver.method} draws samples alone; an ODE has likelihoods, e.g. solver=dopri5"
+        return None
+
     # ------------------------------------------------------------ the interface of every flow
     def sample(
         self, n: int, *, seed: int, start: int = 0, batch_size: int | None = None, condition: Tensor | None = None
@@ -88,45 +125,67 @@ class ContinuousFlow(Flow):
         """Events (n, ...) from noise that depends on (seed, row) alone."""
 
         def chunk(first: int, last: int, condition: Tensor | None) -> Result:
-            noise = rows(self.start.sample, seed, "sample", start + first, start + last)
-            return self._to_data(noise.to(device=self.device, dtype=self.dtype), condition)
+            states, _, nfe = self._from_noise(seed, start + first, start + last, condition, points=None)
+            return Result(self._to_data(states[-1]), nfe, "done")
 
-        return _in_chunks(chunk, n, batch_size, condition, self.event_shape)
+        return in_chunks(chunk, n, batch_size, condition, self.event_shape)
 
     def decode(self, z: Tensor, *, batch_size: int | None = None, condition: Tensor | None = None) -> Result:
         """Events x (B, ...) of latents z (B, ...)."""
 
         def chunk(first: int, last: int, condition: Tensor | None) -> Result:
-            return self._to_data(
-                self.start.from_latent(z[first:last].to(device=self.device, dtype=self.dtype)), condition
-            )
+            x_init = self.start.from_latent(self._latent(z[first:last]))
+            states, _, nfe = self._solve(x_init, condition, points=None)
+            return Result(self._to_data(states[-1]), nfe, "done")
 
-        return _in_chunks(chunk, len(z), batch_size, condition, self.event_shape)
+        return in_chunks(chunk, len(z), batch_size, condition, self.event_shape)
 
     def encode(self, x: Tensor, *, batch_size: int | None = None, condition: Tensor | None = None) -> Result:
         """Latents z (B, ...) of events x (B, ...)."""
 
         def chunk(first: int, last: int, condition: Tensor | None) -> Result:
-            (x_init,), nfe = self._solve(self._to_model(x[first:last]), condition, to_data=False)
-            return Result(self.start.to_latent(x_init), nfe, "done")
+            state = self._to_state(self._to_model(x[first:last]), first, draw=0)
+            solver = self._ode("latents")
+            clock = clock_of(self.field, solver, state.dtype)
+            solution = solver.solve(
+                lambda s, state: (clock.slope(state[0], s, condition),),
+                (clock.enter(state, 0.0),),
+                clock.grid(0.0, 1.0, 2),
+            )
+            x_init = clock.leave(solution.states[0][-1], 1.0)
+            return Result(self.start.to_latent(x_init), solution.nfe, "done")
 
-        return _in_chunks(chunk, len(x), batch_size, condition, self.event_shape)
+        return in_chunks(chunk, len(x), batch_size, condition, self.state_shape)
 
     def log_prob(
         self, x: Tensor, *, seed: int = 0, batch_size: int | None = None, condition: Tensor | None = None
     ) -> Result:
-        """Log-density of x (B, ...) in nats, data units; its standard error too where probes estimate it."""
+        """Log-density of x (B, ...) in nats, data units; its standard error too where probes estimate it.
+
+        Raises:
+            UserError: the base has no density, or the solver is stochastic.
+        """
 
         def chunk(first: int, last: int, condition: Tensor | None) -> Result:
             state = self._to_model(x[first:last])
-            directions = self.divergence.directions(state, seed, first)
-            (x_init, log_det), nfe = self._solve(state, condition, to_data=False, directions=directions)
-            values = (self.start.log_prob(x_init)[:, None] + log_det).double() + self.transform.log_det
+            density = self.density(state, self.divergence.directions(state, seed, first), condition=condition)
+            values = density.log_prob.double() + self.transform.log_det
             probes = values.shape[1]
             stderr = values.std(1) / math.sqrt(probes) if probes > 1 else None
-            return Result(values.mean(1), nfe, "done", stderr)
+            return Result(values.mean(1), density.nfe, "done", stderr)
 
-        return _in_chunks(chunk, len(x), batch_size, condition, ())
+        return in_chunks(chunk, len(x), batch_size, condition, ())
+
+    def trajectory(self, n: int, *, seed: int, points: int, condition: Tensor | None = None) -> Trajectory:
+        """The ways of samples 0 .. n, at `points` times (or at every step of a fixed grid)."""
+        states, u, nfe = self._from_noise(seed, 0, n, condition, points=points)
+        return Trajectory(1 - u, torch.stack([self._to_data(state) for state in states]), nfe)
+
+    def follow(self, z: Tensor, *, points: int, condition: Tensor | None = None) -> Trajectory:
+        """The ways of latents z (B, ...), at `points` times (or at every step of a fixed grid)."""
+        x_init = self.start.from_latent(self._latent(z))
+        states, u, nfe = self._solve(x_init, condition, points=points)
+        return Trajectory(1 - u, torch.stack([self._to_data(state) for state in states]), nfe)
 
     # ------------------------------------------------------------ what only continuous flows have
     def velocity(self, x: Tensor, t: Tensor, *, condition: Tensor | None = None) -> Tensor:
@@ -134,97 +193,122 @@ class ContinuousFlow(Flow):
         u = 1 - t.to(device=self.device, dtype=self.dtype)
         return self.field.velocity(self._to_model(x), u, condition).double() * self.transform.scale
 
-    def trajectory(self, n: int, *, seed: int, points: int, condition: Tensor | None = None) -> Trajectory:
-        """The ways of samples 0 .. n, at `points` times (or at every step of a fixed grid)."""
-        noise = rows(self.start.sample, seed, "sample", 0, n).to(device=self.device, dtype=self.dtype)
-        u, states, nfe = self._path(noise, condition, points)
-        return Trajectory(1 - u, self.transform.inverse(states.double()), nfe)
+    def density(
+        self,
+        x: Tensor,
+        directions: Tensor,
+        *,
+        condition: Tensor | None,
+        u: float = 0.0,
+        regularized: bool = False,
+        adjoint: bool = False,
+    ) -> Density:
+        """Solve states x (B, ...) in model units back to the noise, with the divergence along these directions.
 
-    # ------------------------------------------------------------ solving
+        Args:
+            x, directions, condition: (B, ...); what `Divergence.directions` gave; (B, ...) or None.
+            u: 1 - t, where x is: 0 for data; elsewhere it is the model's own p_t that comes out.
+            regularized: integrate the kinetic energy and the Jacobian's norm, too.
+            adjoint: gradients by the adjoint ODE (arXiv 1806.07366) in place of the solver's own steps.
+        """
+        if self.no_likelihood is not None:
+            raise UserError(self.no_likelihood)
+        solver = self._ode("likelihoods")
+        clock = clock_of(self.field, solver, x.dtype)
+
+        def slopes(s: Tensor, state: State) -> State:
+            local = self.divergence(lambda x: clock.slope(x, s, condition), state[0], directions)
+            if not regularized:
+                return local.value, local.divergence
+            # t runs against s: the integrals over t from 0 to 1 are those over s, and positive
+            return local.value, local.divergence, local.value.square().flatten(1).sum(1), local.jacobian
+
+        rows = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        estimates = torch.zeros(len(x), self.divergence.estimates, dtype=x.dtype, device=x.device)
+        state = (clock.enter(x, u), estimates, *((rows, rows) if regularized else ()))
+        parameters = tuple(p for p in self.field.parameters() if p.requires_grad) if adjoint else None
+        solution = solver.solve(slopes, state, clock.grid(u, 1.0, 2), adjoint=parameters)
+        ends = [component[-1] for component in solution.states]
+        latent = clock.leave(ends[0], 1.0)
+        volume = ends[1] + clock.log_volume(u, 1.0, self.state_shape)
+        log_prob = self.start.log_prob(latent)[:, None] + volume
+        kinetic, jacobian = ends[2:] if regularized else (None, None)
+        return Density(latent, log_prob, kinetic, jacobian, solution.nfe)
+
+    # ------------------------------------------------------------ from data units to what is solved, and back
+    def lift(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The state (B, ...) that an event x (B, ...) in model units stands for: itself."""
+        return x
+
+    def _to_state(self, x: Tensor, first: int, *, draw: int) -> Tensor:
+        """The states of events number first, first + 1, ... (B, ...) in model units."""
+        return x
+
     def _to_model(self, x: Tensor) -> Tensor:
         if tuple(x.shape[1:]) != self.event_shape:
             raise UserError(f"events must have the shape {self.event_shape}, got {tuple(x.shape[1:])}")
         return self.transform(x.to(device=self.device, dtype=torch.float64)).to(self.dtype)
 
-    def _to_data(self, x_init: Tensor, condition: Tensor | None) -> Result:
-        (x_1,), nfe = self._solve(x_init, condition, to_data=True)
-        return Result(self.transform.inverse(x_1.double()), nfe, "done")
+    def _latent(self, z: Tensor) -> Tensor:
+        if tuple(z.shape[1:]) != self.state_shape:
+            raise UserError(f"latents must have the shape {self.state_shape}, got {tuple(z.shape[1:])}")
+        return z.to(device=self.device, dtype=self.dtype)
 
-    def _solve(
-        self, x: Tensor, condition: Tensor | None, *, to_data: bool, directions: Tensor | None = None
-    ) -> tuple[State, int]:
-        """From one end to the other: the state there and, with directions, log |det d there / d here| (B, K)."""
-        clock = clock_of(self.field, self.solver, x.dtype)
-        here, there = (1.0, 0.0) if to_data else (0.0, 1.0)
-        state: State = (clock.enter(x, here),)
-        if directions is None:
-            solution = self.solver.solve(
-                lambda s, state: (clock.slope(state[0], s, condition),), state, clock.grid(here, there, 2)
+    def _to_data(self, state: Tensor) -> Tensor:
+        return self.transform.inverse(state.double())
+
+    # ------------------------------------------------------------ solving
+    def _ode(self, what: str) -> Solver:
+        if isinstance(self.solver, Stochastic):
+            raise UserError(
+                f"solver={self.solver.method} draws samples alone: {what} need an ODE solver (solver=dopri5)"
             )
-            return (clock.leave(solution.states[0][-1], there),), solution.nfe
+        return self.solver
 
-        def slopes(s: Tensor, state: State) -> State:
-            return self.divergence(lambda x: clock.slope(x, s, condition), state[0], directions)
+    def _from_noise(
+        self, seed: int, first: int, last: int, condition: Tensor | None, *, points: int | None
+    ) -> tuple[Tensor, Tensor, int]:
+        """States (T, B, ...) of rows first .. last on their way to the data, u (T,), and the evaluations."""
+        noise = rows(self.start.sample, seed, "sample", first, last).to(device=self.device, dtype=self.dtype)
+        if not isinstance(self.solver, Stochastic):
+            return self._solve(noise, condition, points=points)
+        field, shape = self.field, noise.shape[1:]
+        assert isinstance(field, PathField)  # one that has a score
 
-        log_det = torch.zeros(len(x), self.divergence.estimates, dtype=x.dtype, device=x.device)
-        solution = self.solver.solve(slopes, (*state, log_det), clock.grid(here, there, 2))
-        end, log_det = (component[-1] for component in solution.states)
-        return (clock.leave(end, there), log_det + clock.log_volume(here, there, self.event_shape)), solution.nfe
+        def increment(step: int) -> Tensor:
+            def draw(n: int, generator: torch.Generator) -> Tensor:
+                return torch.randn(n, *shape, generator=generator)
 
-    def _path(self, x_init: Tensor, condition: Tensor | None, points: int) -> tuple[Tensor, Tensor, int]:
-        clock = clock_of(self.field, self.solver, x_init.dtype)
-        grid = clock.grid(1.0, 0.0, points)
-        solution = self.solver.solve(
-            lambda s, state: (clock.slope(state[0], s, condition),), (clock.enter(x_init, 1.0),), grid, keep=True
+            return rows(draw, seed, f"sde {step}", first, last).to(noise)
+
+        keep, grid = points is not None, self.solver.grid(field.path)
+        solution = self.solver.integrate(
+            lambda x, u: field.velocity_and_score(x, u, condition),
+            noise,
+            field.path,
+            increment,
+            variance=float(field.moments.var_1),
+            keep=keep,
         )
-        u = clock.remaining(grid)
+        return solution.states[0], grid if keep else grid[[0, -1]], solution.nfe
+
+    def _solve(self, x_init: Tensor, condition: Tensor | None, *, points: int | None) -> tuple[Tensor, Tensor, int]:
+        """States (T, B, ...) from the noise to the data, u (T,), and the evaluations; points=None: the ends alone."""
+        solver = self._ode("latents")
+        clock = clock_of(self.field, solver, x_init.dtype)
+        grid = clock.grid(1.0, 0.0, points or 2)
+        solution = solver.solve(
+            lambda s, state: (clock.slope(state[0], s, condition),),
+            (clock.enter(x_init, 1.0),),
+            grid,
+            keep=points is not None,
+        )
+        u = grid.new_tensor([1.0, 0.0]) if points is None else clock.remaining(grid)
         states = [clock.leave(state, float(left)) for state, left in zip(solution.states[0], u, strict=True)]
-        return u, torch.stack(states), solution.nfe
+        return torch.stack(states), u, solution.nfe
 
 
-def _in_chunks(
-    chunk: Callable[[int, int, Tensor | None], Result],
-    n: int,
-    batch_size: int | None,
-    condition: Tensor | None,
-    shape: tuple[int, ...],
-) -> Result:
-    """Results of rows 0 .. n, each of this shape, computed batch_size at a time."""
-    if n == 0:
-        return Result(torch.empty(0, *shape, dtype=torch.float64), 0, "done")
-    size = max(1, n if batch_size is None else batch_size)
-    parts = [
-        chunk(first, min(first + size, n), None if condition is None else condition[first : first + size])
-        for first in range(0, n, size)
-    ]
-    stderr = None if parts[0].stderr is None else torch.cat([part.stderr for part in parts if part.stderr is not None])
-    return Result(torch.cat([part.value for part in parts]), max(part.nfe for part in parts), parts[0].status, stderr)
-
-
-# ---------------------------------------------------------------- building one
-@dataclass(frozen=True)
-class Parts:
-    """All that a model may be made of; `build` fills it in.
-
-    Attributes:
-        network: an untrained network of the event's shape, or None.
-        train: training data (N, ...) in model units; None when a checkpoint brings its own numbers.
-        mixture: the target as a mixture in model units, where it is one.
-        tensors: the checkpoint's state dict when a flow is restored: it gives the sizes.
-    """
-
-    network: nn.Module | None
-    path: Path
-    base: Base
-    transform: Affine
-    solver: Solver
-    divergence: Divergence
-    event_shape: tuple[int, ...]
-    train: Tensor | None
-    mixture: Mixture | None
-    tensors: dict[str, Tensor] | None
-
-
+# ---------------------------------------------------------------- where a path begins
 def start_of(path: Path, base: Base, moments: Moments) -> Base:
     r"""What a flow starts from: N(E x_0, V_0 I) with $V_0 = \sigma_0^2 b^2 + \alpha_0^2 s^2$, or the base itself.
 
@@ -237,36 +321,8 @@ def start_of(path: Path, base: Base, moments: Moments) -> Base:
         return base
     if not base.is_gaussian:
         raise UserError(
-            f"path={type(path).__name__} does not start at the base (alpha_0 > 0), so it needs base=gaussian"
+            f"the path {type(path).__name__} does not start at the base (alpha_0 > 0), so it needs base=gaussian"
         )
     alpha, sigma = (torch.tensor(value, dtype=torch.float64) for value in path.at(1.0))
     c = Schedule(alpha, sigma, alpha, sigma)
     return Gaussian(moments.centre(c).clone(), moments.variance(c).sqrt())
-
-
-class CNF:
-    """model=cnf: a network as the field."""
-
-    trained = True
-
-    def __init__(self, precondition: bool, prediction: str | None) -> None:
-        """prediction belongs to the raw forms (precondition=false) and must be null otherwise."""
-        self.precondition = boolean("precondition", precondition)
-        if self.precondition and prediction is not None:
-            raise UserError(
-                f"prediction={prediction} needs precondition=false: the preconditioned network predicts "
-                "velocity, data, noise and score at once"
-            )
-        self.prediction = None if self.precondition else choice("prediction", prediction, PREDICTIONS)
-
-    def flow(self, parts: Parts) -> ContinuousFlow:
-        """An untrained flow."""
-        if parts.network is None:
-            raise UserError("model=cnf needs a network, e.g. network=mlp")
-        mean_0, var_0 = parts.base.mean, parts.base.std.square()
-        blank = torch.zeros(2, *parts.event_shape, dtype=torch.float64)  # its numbers come with the checkpoint
-        moments = Moments.measured(blank if parts.train is None else parts.train, mean_0, var_0)
-        parametrization = Preconditioned() if self.prediction is None else Raw(self.prediction, parts.path)
-        field = LearnedField(parts.network, parametrization, parts.path, moments)
-        start = start_of(parts.path, parts.base, moments)
-        return ContinuousFlow(field, start, parts.transform, parts.solver, parts.divergence, parts.event_shape)

@@ -4,6 +4,7 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
+from flowcli.errors import UserError
 from flowcli.parametrizations import Moments, Parametrization, Preconditioned
 from flowcli.paths import Path, Schedule
 
@@ -14,39 +15,85 @@ def beside(value: Tensor, x: Tensor) -> Tensor:
 
 
 class Field(nn.Module):
-    """A velocity field in model units, with the path it belongs to and the moments of that path's ends."""
+    """A velocity field in model units.
 
-    moments: Moments
+    Attributes:
+        warp: solvers step in w with u = w^warp, where the field stays finite (see `paths.Path`).
+        turns: whether it is also a `PathField.rotation`, so that solver.time=angle may be used.
+        no_score: why there is no score, so that no SDE may be solved; None where there is one.
+    """
 
-    def __init__(self, path: Path, moments: Moments) -> None:
-        super().__init__()
-        self.path, self.moments = path, moments
+    warp: int = 1
+    turns: bool = False
+    no_score: str | None = "the field belongs to no probability path"
 
     @abstractmethod
     def velocity(self, x: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
         """dx/dt (B, ...) at x (B, ...) and u = 1 - t, a scalar or (B,)."""
 
+
+class FreeField(Field):
+    """A network as the velocity itself, on no path: what maximum likelihood trains (notes 001 IV, 002)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def velocity(self, x: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
+        """The network at x (B, ...); its time is u, and no faster: what moves fast in time needs more solver steps."""
+        return self.network(x, u, condition)
+
+
+class PathField(Field):
+    """A field that belongs to a probability path, with the moments of that path's ends."""
+
+    moments: Moments
+
+    def __init__(self, path: Path, moments: Moments, no_score: str | None) -> None:
+        super().__init__()
+        self.path, self.moments, self.no_score, self.warp = path, moments, no_score, path.warp
+        self.turns = True
+
+    @abstractmethod
+    def velocity_and_ends(
+        self, x: Tensor, u: Tensor, condition: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Schedule]:
+        """The velocity, the estimates of (x_0, x_1), (B, ...) each, and the schedule that they were taken at."""
+
     @abstractmethod
     def rotation(self, y: Tensor, angle: Tensor, condition: Tensor | None) -> Tensor:
         """F (B, ...) of dy/dphi = -F at y (B, ...) and an angle, a scalar or (B,)."""
 
-    @property
-    def turns(self) -> bool:
-        """Whether `rotation` is there, so that solver.time=angle may be used."""
-        return True
+    def velocity(self, x: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
+        """dx/dt (B, ...)."""
+        return self.velocity_and_ends(x, u, condition)[0]
+
+    def velocity_and_score(self, x: Tensor, u: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        r"""dx/dt and $\nabla \log p_t = -(E[x_0 | x] - m_0) / (\sigma b^2)$, (B, ...) each.
+
+        Raises:
+            UserError: the noise is not Gaussian, or depends on the data.
+        """
+        if self.no_score is not None:
+            raise UserError(f"there is no score: {self.no_score}")
+        velocity, (x_0, _), c = self.velocity_and_ends(x, u, condition)
+        return velocity, (self.moments.mean_0 - x_0) / (c.sigma * self.moments.var_0)
 
 
-class LearnedField(Field):
+class LearnedField(PathField):
     """A network behind a parametrisation."""
 
-    def __init__(self, network: nn.Module, parametrization: Parametrization, path: Path, moments: Moments) -> None:
-        super().__init__(path, moments)
+    def __init__(
+        self,
+        network: nn.Module,
+        parametrization: Parametrization,
+        path: Path,
+        moments: Moments,
+        no_score: str | None = None,
+    ) -> None:
+        super().__init__(path, moments, no_score)
         self.network, self.parametrization = network, parametrization
-
-    @property
-    def turns(self) -> bool:
-        """Raw outputs depend on the path's own time."""
-        return isinstance(self.parametrization, Preconditioned)
+        self.turns = isinstance(parametrization, Preconditioned)  # raw outputs depend on the path's own time
 
     def _evaluate(self, x: Tensor, u: Tensor, condition: Tensor | None) -> tuple[Tensor, Schedule]:
         """The network's output (B, ...) and the schedule, shaped to broadcast."""
@@ -57,9 +104,17 @@ class LearnedField(Field):
         return self.network(self.parametrization.network_input(x, c, self.moments), time, condition), c
 
     def velocity(self, x: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
-        """dx/dt (B, ...)."""
+        """dx/dt (B, ...), without the ends, which cost more than they look in a solve."""
         output, c = self._evaluate(x, u, condition)
         return self.parametrization.velocity(x, output, c, self.moments)
+
+    def velocity_and_ends(
+        self, x: Tensor, u: Tensor, condition: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Schedule]:
+        """The velocity and the estimates of the ends, from one evaluation of the network."""
+        output, c = self._evaluate(x, u, condition)
+        ends = self.parametrization.ends(x, output, c, self.moments)
+        return self.parametrization.velocity(x, output, c, self.moments), ends, c
 
     def rotation(self, y: Tensor, angle: Tensor, condition: Tensor | None) -> Tensor:
         """The preconditioned network itself."""
@@ -67,7 +122,14 @@ class LearnedField(Field):
 
     def residual(self, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
         """Output minus target at x_t for pairs of ends (B, ...) and u (B,): what every objective weighs and squares."""
-        u = self.parametrization.clip(u)
-        c = Schedule(*(beside(value, x_1) for value in self.path.schedule(u)))
-        output, _ = self._evaluate(c.alpha * x_1 + c.sigma * x_0, u, condition)
+        c = self.schedule(x_1, u)
+        return self.residual_at(c.alpha * x_1 + c.sigma * x_0, x_0, x_1, u, condition)
+
+    def residual_at(self, x_t: Tensor, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
+        """Output at x_t (B, ...) minus the target that these ends (B, ...) make."""
+        output, c = self._evaluate(x_t, u, condition)
         return output - self.parametrization.target(x_0, x_1, c, self.moments)
+
+    def schedule(self, x: Tensor, u: Tensor) -> Schedule:
+        """The schedule at u (B,), clipped as in an evaluation, shaped to broadcast against x (B, ...)."""
+        return Schedule(*(beside(value, x) for value in self.path.schedule(self.parametrization.clip(u))))

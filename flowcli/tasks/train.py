@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,18 +17,28 @@ import torch
 import yaml
 
 from flowcli import build, console, pictures
-from flowcli.dataset import Dataset
-from flowcli.engine import Progress, TrainingData
-from flowcli.errors import Interrupted
+from flowcli.bases import Base, StandardNormal
+from flowcli.couplings import Coupling, Reflow, Semidiscrete
+from flowcli.dataset import Dataset, TrainingData
+from flowcli.ends import Ends
+from flowcli.engine import Progress, Trainer
+from flowcli.errors import Interrupted, UserError
+from flowcli.flows.augmented import AugmentedFlow
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
-from flowcli.flows.fields import LearnedField
+from flowcli.flows.discrete import DiscreteFlow
+from flowcli.flows.fields import PathField
+from flowcli.objectives import Objective
 from flowcli.parametrizations import Raw
 from flowcli.provenance import environment
+from flowcli.randomness import generator, rows
 from flowcli.run import REFERENCE_FILE, RunFolder, find_checkpoint, write_json
+from flowcli.sde import Stochastic
 
 REFERENCE_ROWS = 5000
 """Rows of the test split that stay in the run folder, for pictures beside later samples."""
+PAIRS_AT_ONCE = 10_000
+"""Pairs of a reflow that are solved together."""
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 
 
@@ -39,14 +50,61 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
     """
     opened: dict[str, Dataset] = {}
     for config in configs:
-        training = build.training(config, build.mathematics(config).model)
+        build.training(config, build.mathematics(config))
         build.evaluation(config)
         node = json.dumps(config.get("data"), sort_keys=True, default=str)
         if node not in opened:
             opened[node] = build.source(config).load()
-        flow = build.new_flow(config, opened[node])
-        if training.objective is not None:
-            build.learned_field(flow)
+        dataset = opened[node]
+        job = _Job.of(config, dataset)
+        build.evaluation(config).require(job.flow, dataset)
+        if job.objective is not None:
+            if isinstance(job.coupling, Reflow) and not config.get("resume"):
+                _teacher(job.coupling, dataset)
+            _refuse_pairs(job)
+            job.objective.prepare(job.flow, job.data(dataset), job.ends)
+
+
+def _refuse_pairs(job: "_Job") -> None:
+    """Say which couplings that keep a whole table of pairs fit which flows."""
+    if isinstance(job.coupling, Reflow) and job.ends is not None and not job.ends.base.is_gaussian:
+        raise UserError("coupling=reflow starts from the first flow's Gaussian noise: it takes base=gaussian")
+    if isinstance(job.coupling, Reflow | Semidiscrete) and isinstance(job.flow, AugmentedFlow):
+        name = type(job.coupling).__name__.lower()
+        raise UserError(f"coupling={name} pairs events, which have no extra coordinates (model.augment_dim=0)")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A training's objects. `ends` is None where the objective has no pairs."""
+
+    flow: Flow
+    objective: Objective | None
+    trainer: Trainer
+    coupling: Coupling | None
+    ends: Ends | None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], dataset: Dataset) -> "_Job":
+        maths = build.mathematics(config)
+        training, flow = build.training(config, maths), build.new_flow(config, dataset)
+        if maths.coupling is None or training.objective is None:
+            return cls(flow, training.objective, training.trainer, maths.coupling, None)
+        # a base of its own: the flow's moves to the flow's device and precision, noise is drawn on the CPU
+        base = build.base(config, maths.model.state_shape(dataset.event_shape), dataset.transform)
+        return cls(flow, training.objective, training.trainer, maths.coupling, Ends(base, maths.coupling))
+
+    def data(self, dataset: Dataset) -> TrainingData:
+        """The splits in model units, in the flow's dtype, on its device."""
+        transform, dtype = self.flow.transform, self.flow.dtype
+
+        def to_model(x: torch.Tensor) -> torch.Tensor:
+            return transform(x.to(transform.scale)).to(dtype)
+
+        width = dataset.bin_width
+        jitter = None if width is None else (width.to(transform.scale) / transform.scale).to(dtype)
+        mixture = None if dataset.mixture is None else dataset.mixture.through(dataset.transform)
+        return TrainingData(to_model(dataset.train), to_model(dataset.points("validation")), jitter, None, mixture)
 
 
 def run(config: Mapping[str, Any], folder: Path) -> float | None:
@@ -57,10 +115,11 @@ def run(config: Mapping[str, Any], folder: Path) -> float | None:
         Interrupted: a signal stopped it, after a checkpoint was written.
     """
     dataset = build.source(config).load()
-    flow = build.new_flow(config, dataset)
+    job = _Job.of(config, dataset)
+    flow = job.flow
     write_json(folder / "data.json", dataset.source)
     write_json(folder / "environment.json", environment(flow.device))
-    metrics = _train(config, dataset, flow, folder)
+    metrics = _train(config, dataset, job, folder)
     best = find_checkpoint(folder, "best")
     flow.load_state_dict(best.tensors("ema"))  # what --ckpt will open: the figures are those of that flow
     metrics["best_step"] = best.description["step"]
@@ -74,34 +133,30 @@ def run(config: Mapping[str, Any], folder: Path) -> float | None:
 
 
 # ---------------------------------------------------------------- training
-def _train(config: Mapping[str, Any], dataset: Dataset, flow: Flow, folder: Path) -> dict[str, Any]:
-    """Train the flow's field, or save it as it is where there is nothing to train."""
-    training = build.training(config, build.mathematics(config).model)
+def _train(config: Mapping[str, Any], dataset: Dataset, job: _Job, folder: Path) -> dict[str, Any]:
+    """Train the flow, or save it as it is where there is nothing to train."""
+    flow, trainer = job.flow, job.trainer
     description = _description(config, dataset, folder)
-    if training.objective is None:
+    if job.objective is None:
         weights = {"raw": flow.state_dict(), "ema": flow.state_dict()}
         _save(RunFolder(folder), 0, weights, config, description, state={"step": 0}, best=True)
         return {"step": 0}
-    assert isinstance(flow, ContinuousFlow)
-    field, trainer = build.learned_field(flow), training.trainer
-    if isinstance(field.parametrization, Raw) and field.parametrization.cuts:
-        cut = " and ".join(field.parametrization.cuts)
-        console.console().print(f"model.prediction={field.parametrization.prediction} is 0/0 at an end: cut to {cut}")
+    _say_cuts(flow)
     progress, average, offsets = _resumed(config, flow, folder)
-    data = _training_data(dataset, flow)
+    data = job.data(dataset)
     earlier = torch.get_num_threads()
     torch.set_num_threads(trainer.choose_threads(flow.trainable_parameters()))
     try:
+        metrics = _couple(config, dataset, job, data, folder, resumed=average is not None)
         with (
             _signals() as received,
             console.TrainingProgress(trainer.steps, progress.step) as shown,
-            closing(_Observer(RunFolder(folder), config, description, flow, shown, received, offsets)) as observer,
+            closing(_Observer(RunFolder(folder), config, description, shown, received, offsets)) as observer,
         ):
             _, ending = trainer.fit(
-                field,
-                training.objective,
-                training.coupling,
-                build.base(config, flow.event_shape),
+                flow,
+                job.objective,
+                job.ends,
                 data,
                 seed=build.seed(config),
                 observer=observer,
@@ -116,8 +171,82 @@ def _train(config: Mapping[str, Any], dataset: Dataset, flow: Flow, folder: Path
         )
     if ending == "max_time":
         console.console().print(f"trainer.max_time: stopped at step {progress.step} of {trainer.steps}")
-    seconds = progress.seconds
-    return {"step": progress.step, "train_seconds": seconds, "steps_per_second": progress.step / max(seconds, 1e-9)}
+    seconds = max(progress.seconds, 1e-9)
+    metrics |= {"step": progress.step, "train_seconds": progress.seconds, "steps_per_second": progress.step / seconds}
+    return metrics | ({"coupling_share": progress.coupling_seconds / seconds} if "transport_cost" in metrics else {})
+
+
+def _say_cuts(flow: Flow) -> None:
+    parametrization = getattr(getattr(flow, "field", None), "parametrization", None)
+    if isinstance(parametrization, Raw) and parametrization.cuts:
+        cut = " and ".join(parametrization.cuts)
+        console.console().print(f"model.prediction={parametrization.prediction} is 0/0 at an end: cut to {cut}")
+
+
+def _couple(
+    config: Mapping[str, Any], dataset: Dataset, job: _Job, data: TrainingData, folder: Path, *, resumed: bool
+) -> dict[str, Any]:
+    """Fit a dependent coupling, or load its fit, and give the flow its moments; what it saves in transport."""
+    coupling, ends, flow = job.coupling, job.ends, job.flow
+    if coupling is None or ends is None or coupling.independent:
+        return {}
+    assert isinstance(flow, ContinuousFlow)
+    run, seed, trainer = RunFolder(folder), build.seed(config), job.trainer
+    if resumed:
+        coupling.load(run.coupling())
+    else:
+        if isinstance(coupling, Reflow):
+            console.console().print(f"drawing {coupling.pairs:,} pairs from {coupling.ckpt}")
+            coupling.fill(*_reflow_pairs(coupling, _teacher(coupling, dataset), ends.base, flow, seed))
+        if isinstance(coupling, Semidiscrete):
+            console.console().print(f"fitting coupling=semidiscrete to {len(data.train):,} points")
+        coupling.prepare(data.train, ends.base, seed, condition=data.condition, jitter=data.jitter)
+    if not coupling.keeps_marginals:
+        console.console().print(
+            "this coupling changes the marginals: the flow leads to the data as the plan re-weights it, not to the data"
+        )
+    states = flow.lift(data.train, generator(seed, "lift"))
+    found = ends.measure(states, data.condition, batch_size=trainer.batch_size, seed=seed)
+    if not resumed:
+        run.save_coupling(coupling.state())
+        field = flow.field
+        assert isinstance(field, PathField)
+        field.moments.load_state_dict(found.moments.state_dict())
+    costs = {"transport_cost": found.cost, "transport_cost_independent": found.independent_cost}
+    largest = getattr(coupling, "largest_error", None)
+    return costs | ({} if largest is None else {"coupling_error": largest})
+
+
+def _teacher(coupling: Reflow, dataset: Dataset) -> Flow:
+    """The flow whose pairs are learned: it takes standard normal latents to events like the data's, one to one.
+
+    Raises:
+        UserError: it cannot be opened, or is not such a flow.
+    """
+    said = f"coupling.ckpt={coupling.ckpt}"
+    try:
+        teacher = build.load(coupling.ckpt)
+    except UserError as error:
+        raise UserError(f"{said}: {error}".replace("--ckpt ", "", 1)) from error
+    if teacher.event_shape != dataset.event_shape:
+        raise UserError(f"{said}: its events have the shape {teacher.event_shape}, the data's {dataset.event_shape}")
+    if isinstance(teacher, ContinuousFlow) and isinstance(teacher.solver, Stochastic):
+        raise UserError(f"{said}: it samples by an SDE, which pairs no noise with an event")
+    if isinstance(teacher, AugmentedFlow):
+        raise UserError(f"{said}: its latents have coordinates more than its events (model.augment_dim)")
+    if isinstance(teacher, ContinuousFlow | DiscreteFlow) and not teacher.start.is_gaussian:
+        raise UserError(f"{said}: it does not start from Gaussian noise")
+    return teacher
+
+
+@torch.no_grad()
+def _reflow_pairs(
+    coupling: Reflow, teacher: Flow, base: Base, flow: ContinuousFlow, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise and what the teacher makes of it, (P, ...) each, in the new flow's units."""
+    z = rows(StandardNormal(tuple(base.mean.shape)).sample, seed, "reflow", 0, coupling.pairs)
+    events = teacher.decode(z, batch_size=PAIRS_AT_ONCE).value
+    return base.from_latent(z.double()).to(flow.start.mean), flow.transform(events).to(flow.start.mean)
 
 
 def _description(config: Mapping[str, Any], dataset: Dataset, folder: Path) -> dict[str, Any]:
@@ -132,29 +261,13 @@ def _description(config: Mapping[str, Any], dataset: Dataset, folder: Path) -> d
     }
 
 
-def _training_data(dataset: Dataset, flow: ContinuousFlow) -> TrainingData:
-    """The splits in model units, in the flow's dtype, on its device."""
-    transform = flow.transform
-
-    def to_model(x: torch.Tensor) -> torch.Tensor:
-        return transform(x.to(transform.scale)).to(flow.dtype)
-
-    jitter = (
-        None if dataset.bin_width is None else (dataset.bin_width.to(transform.scale) / transform.scale).to(flow.dtype)
-    )
-    return TrainingData(to_model(dataset.train), to_model(dataset.points("validation")), jitter)
-
-
-def _resumed(
-    config: Mapping[str, Any], flow: ContinuousFlow, folder: Path
-) -> tuple[Progress, LearnedField | None, dict[str, int]]:
-    """Load the last checkpoint into the flow; the progress, the averaged field and the lengths of the logs then."""
+def _resumed(config: Mapping[str, Any], flow: Flow, folder: Path) -> tuple[Progress, Flow | None, dict[str, int]]:
+    """Load the last checkpoint into the flow; the progress, the averaged flow and the lengths of the logs then."""
     if not config.get("resume") or not (folder / "checkpoints" / "last").is_file():
         return Progress(), None, {METRICS: 0, TIMINGS: 0}
     checkpoint = find_checkpoint(folder, "last")
-    # one module holds either set of weights: first the average, whose field is copied out, then the raw ones
-    flow.load_state_dict(checkpoint.tensors("ema"))
-    average = copy.deepcopy(build.learned_field(flow))
+    average = copy.deepcopy(flow)
+    average.load_state_dict(checkpoint.tensors("ema"))
     flow.load_state_dict(checkpoint.tensors("raw"))
     state = checkpoint.state()
     offsets = state.pop("offsets")
@@ -169,13 +282,12 @@ class _Observer:
         folder: RunFolder,
         config: Mapping[str, Any],
         description: dict[str, Any],
-        flow: Flow,
         shown: console.TrainingProgress,
         received: list[int],
         offsets: dict[str, int],
     ) -> None:
         self._folder, self._config, self._description = folder, config, description
-        self._flow, self._shown, self._received = flow, shown, received
+        self._shown, self._received = shown, received
         self._lines = {name: folder.lines(name, offset) for name, offset in offsets.items()}
 
     def logged(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
@@ -183,11 +295,9 @@ class _Observer:
         self._lines[TIMINGS].append(timing)
         self._shown.update(record)
 
-    def checkpoint(self, progress: Progress, model: LearnedField, average: LearnedField, *, best: bool) -> None:
-        raw = self._flow.state_dict()
-        averaged = raw | {f"field.{name}": value for name, value in average.state_dict().items()}
+    def checkpoint(self, progress: Progress, flow: Flow, average: Flow, *, best: bool) -> None:
         state = vars(progress) | {"offsets": {name: lines.sync() for name, lines in self._lines.items()}}
-        weights = {"raw": raw, "ema": averaged}
+        weights = {"raw": flow.state_dict(), "ema": average.state_dict()}
         _save(self._folder, progress.step, weights, self._config, self._description, state=state, best=best)
 
     def should_stop(self) -> bool:
@@ -246,8 +356,7 @@ def _evaluate(
     np.save(folder / REFERENCE_FILE, dataset.points("test")[:REFERENCE_ROWS].numpy())
     data = dataset.points("test")
     pictures.samples(samples, data, dataset.columns, folder / "samples.png")
-    if isinstance(flow, ContinuousFlow):
-        pictures.trajectories(flow, data, dataset.columns, folder / "trajectories.png", seed=seed)
+    pictures.trajectories(flow, data, dataset.columns, folder / "trajectories.png", seed=seed)
     if dataset.event_shape == (2,) and "nll" in found:
         pictures.density(flow, dataset, folder / "density.png", batch_size=evaluation.batch_size)
     if (folder / METRICS).is_file():

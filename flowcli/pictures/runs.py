@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from flowcli import plots
 from flowcli.dataset import Dataset
 from flowcli.flows.base import Flow, Trajectory
 from flowcli.flows.continuous import ContinuousFlow
-from flowcli.solvers import Adaptive, Solver
+from flowcli.solvers import Adaptive
 
+AnyFlow = TypeVar("AnyFlow", bound=Flow)
 DENSITY_SIDE = 128
 """Grid points along each axis of a density picture."""
 PATHS = 300
@@ -52,9 +54,7 @@ def density(flow: Flow, dataset: Dataset, file: Path, *, batch_size: int) -> Non
 
 
 @torch.no_grad()
-def trajectories(
-    flow: ContinuousFlow, data: Tensor | None, columns: tuple[str, ...] | None, file: Path, *, seed: int
-) -> None:
+def trajectories(flow: Flow, data: Tensor | None, columns: tuple[str, ...] | None, file: Path, *, seed: int) -> None:
     """Paths of some samples from noise to data."""
     count = PATHS if math.prod(flow.event_shape) <= 16 else 16
     draw_trajectories(flow.trajectory(count, seed=seed, points=PATH_POINTS), data, columns, file)
@@ -71,14 +71,11 @@ def loss(metrics_file: Path, file: Path) -> None:
     plots.loss([json.loads(line) for line in metrics_file.read_text().splitlines()], file)
 
 
-def coarse(flow: Flow) -> Flow:
+def coarse(flow: AnyFlow) -> AnyFlow:
     """The same flow at a tolerance good enough to look at."""
     if not isinstance(flow, ContinuousFlow):
         return flow
-    return flow.with_solver(_coarser(flow.solver))
-
-
-def _coarser(solver: Solver) -> Solver:
+    solver = flow.solver
     if isinstance(solver, Adaptive) and solver.rtol < COARSE:
-        return Adaptive(solver.method, COARSE, COARSE, solver.time, solver.max_nfe)
-    return solver
+        return flow.with_solver(Adaptive(solver.method, COARSE, COARSE, solver.time, solver.max_nfe))
+    return flow

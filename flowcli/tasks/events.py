@@ -1,0 +1,101 @@
+"""What a trained flow is asked about: the test split of its own data, or the rows of a file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowcli import build
+from flowcli.dataset import Dataset, dequantize
+from flowcli.errors import UserError
+from flowcli.run import Checkpoint
+
+
+@dataclass(frozen=True)
+class Events:
+    """Complete events of a split or a file, dequantised.
+
+    Attributes:
+        x: (N, ...), data units, float64: draw 0 of the dequantising noise.
+        raw: (N, ...), as they were read.
+        numbers: (N,), each event's row in its source, from 0.
+        source: what they are, for people.
+        bin_width: of the rounding, of the event's shape, or None.
+        discrete: every value is a whole number.
+        dataset: of a split; None for a file, whose true density nobody knows.
+        left_out: rows that were incomplete.
+    """
+
+    x: Tensor
+    raw: Tensor
+    numbers: Tensor
+    source: str
+    bin_width: Tensor | None
+    discrete: bool
+    dataset: Dataset | None = None
+    left_out: int = 0
+
+    def draw(self, number: int) -> Tensor:
+        """The events (N, ...) under another draw of the dequantising noise."""
+        if self.dataset is not None:
+            return self.dataset.points("test", number)
+        return dequantize(self.raw, self.bin_width, 0, f"dequantize input {number}")
+
+    def rows(self, key: str, chosen: Sequence[int]) -> Tensor:
+        """The events (E, ...) of these rows of the source.
+
+        Raises:
+            UserError: naming the config key: there is no such row, or it is incomplete.
+        """
+        last = int(self.numbers[-1])
+        for row in chosen:
+            if row not in self.numbers:
+                why = "is incomplete" if row < last else f"is not there, complete ones are among 0 to {last}"
+                raise UserError(f"{key}: row {row} of {self.source} {why}")
+        return torch.cat([self.x[self.numbers == row] for row in chosen])
+
+
+def open_events(config: Mapping[str, Any], checkpoint: Checkpoint) -> Events:
+    """The rows of `input`, or of the test split of the run's own data.
+
+    Raises:
+        UserError: the file or the data is not there, not readable, or of other columns than the run's.
+    """
+    description = checkpoint.description
+    if config.get("input") is None:
+        opened = open_dataset(config, checkpoint)
+        x = opened.points("test")
+        numbers = torch.arange(len(x))
+        return Events(x, opened.test, numbers, "the test split", opened.bin_width, opened.discrete, opened)
+    file, event_shape = Path(str(config["input"])).expanduser(), tuple(description["event_shape"])
+    read = build.source(config).read(file, column_names(checkpoint), event_shape)
+    complete = torch.isfinite(read).flatten(1).all(1)
+    if not bool(complete.any()):
+        raise UserError(f"{file}: no row is complete")
+    raw, width = read[complete], description.get("bin_width")
+    bin_width = None if width is None else torch.tensor(width, dtype=raw.dtype).reshape(event_shape)
+    x = dequantize(raw, bin_width, 0, "dequantize input 0")
+    discrete, left_out = bool(description.get("discrete")), len(read) - len(raw)
+    return Events(x, raw, complete.nonzero().flatten(), file.name, bin_width, discrete, None, left_out)
+
+
+def open_dataset(config: Mapping[str, Any], checkpoint: Checkpoint) -> Dataset:
+    """The run's own data.
+
+    Raises:
+        UserError: it cannot be opened, or is not what it was.
+    """
+    opened = build.source(config).load()
+    if list(opened.event_shape) != checkpoint.description["event_shape"]:
+        wanted = tuple(checkpoint.description["event_shape"])
+        raise UserError(f"data: has events of shape {opened.event_shape}, the checkpoint's have {wanted}")
+    return opened
+
+
+def column_names(checkpoint: Checkpoint) -> tuple[str, ...] | None:
+    """Names of a table's columns."""
+    names = checkpoint.description.get("columns")
+    return None if names is None else tuple(str(name) for name in names)

@@ -1,0 +1,74 @@
+"""What the modes of `flowcli sample` read and write: rows, reference points, arrays and tables."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import yaml
+from torch import Tensor
+
+from flowcli import launch
+from flowcli.errors import UserError, integer
+from flowcli.run import REFERENCE_FILE, Checkpoint
+
+ENDINGS = (".npy", ".csv", ".parquet")
+
+
+def changed(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a key's value is not conf/sample.yaml's own: the user gave it."""
+    return config[key] != yaml.safe_load(launch.keys("sample")[key][0])
+
+
+def chosen_rows(key: str, value: object, *, minimum: int) -> list[int]:
+    """Row numbers out of the config.
+
+    Raises:
+        UserError: naming the key: no list of at least `minimum` whole numbers.
+    """
+    if not isinstance(value, list) or len(value) < minimum:
+        wanted = {1: "one row or more", 2: "two rows or more"}[minimum]
+        raise UserError(f"{key} must be a list of {wanted}, e.g. {key}=[3,17], got {value!r}")
+    return [integer(f"{key}[{i}]", row, minimum=0) for i, row in enumerate(value)]
+
+
+# ---------------------------------------------------------------- what a training left
+def reference(checkpoint: Checkpoint) -> Tensor | None:
+    """True points that the training left in its run folder, if they are still there."""
+    try:
+        points = torch.from_numpy(np.load(checkpoint.run / REFERENCE_FILE, allow_pickle=False))
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = list(points.shape[1:]) == checkpoint.description["event_shape"] and points.is_floating_point()
+    return points.double() if fits else None
+
+
+# ---------------------------------------------------------------- --out
+def destination(config: Mapping[str, Any]) -> Path | None:
+    """Where --out leads, if anywhere.
+
+    Raises:
+        UserError: an ending that is not one of ENDINGS, or a folder that cannot be written.
+    """
+    if config["out"] is None:
+        return None
+    out = Path(str(config["out"])).expanduser()
+    if out.suffix not in ENDINGS:
+        raise UserError(f"--out {out}: want a name that ends in {', '.join(ENDINGS)}")
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out {out}: {out.parent} is not a folder that can be written, or the name is a folder's")
+    return out
+
+
+def write(values: Tensor, names: Sequence[str], out: Path, numbers: Tensor | None = None) -> None:
+    """Write rows (N, ...) as an array of their shape, or as a table of named columns, behind row numbers (N,)."""
+    if out.suffix == ".npy":
+        np.save(out, values.numpy())
+        return
+    flat = values.flatten(1).numpy()
+    front = {} if numbers is None else {"row": numbers.numpy()}
+    table = pl.DataFrame(front | {name: flat[:, i] for i, name in enumerate(names)})
+    table.write_csv(out) if out.suffix == ".csv" else table.write_parquet(out)

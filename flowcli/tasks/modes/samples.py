@@ -1,0 +1,62 @@
+"""mode=samples: events of a trained flow, to a file and a picture."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowcli import build, console, pictures
+from flowcli.errors import UserError, integer
+from flowcli.flows.base import Flow
+from flowcli.run import Checkpoint, write_json
+from flowcli.tasks.events import column_names
+from flowcli.tasks.modes import files
+
+KEYS: tuple[str, ...] = ("n", "trajectories", "out")
+
+
+def check(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow) -> None:
+    """Refuse what cannot be drawn or written.
+
+    Raises:
+        UserError: naming the key.
+    """
+    n, _ = _settings(config)
+    # samples are held in memory before they are written, three times over with the picture's and the table's copy
+    need, there = 3 * 8 * n * math.prod(flow.event_shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > there:
+        raise UserError(f"n={n} needs about {need / 2**30:,.0f} GiB of memory, this machine has {there / 2**30:,.0f}")
+    files.destination(config)
+
+
+def _settings(config: Mapping[str, Any]) -> tuple[int, int]:
+    return integer("n", config["n"], minimum=1), integer("trajectories", config["trajectories"], minimum=0)
+
+
+def run(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, folder: Path) -> None:
+    """Draw samples, write them and their picture; follow some of them.
+
+    Raises:
+        JobError: the solver failed.
+    """
+    n, trajectories = _settings(config)
+    out, seed, columns = files.destination(config), build.seed(config), column_names(checkpoint)
+    result = flow.sample(n, seed=seed, batch_size=config["batch_size"])
+    samples, data = result.value.cpu(), files.reference(checkpoint)
+    np.save(folder / "samples.npy", samples.numpy())
+    if out is not None:
+        files.write(samples, columns or [f"x{i}" for i in range(samples[0].numel())], out)
+    pictures.samples(samples, data, columns, folder / "samples.png")
+    if trajectories:
+        way = flow.trajectory(trajectories, seed=seed, points=pictures.PATH_POINTS)
+        times, states = way.times.cpu().numpy(), way.states.cpu().numpy()
+        np.savez(folder / "trajectories.npz", times=times, states=states)
+        pictures.draw_trajectories(way, data, columns, folder / "trajectories.png")
+    write_json(folder / "metrics.json", {"n": n, "seed": seed, "nfe_sample": result.nfe, "status": result.status})
+    spread = ", ".join(f"{value:.4g}" for value in samples.flatten(1).std(0)[:8].tolist())
+    console.console().print(f"{n:,} samples, {result.nfe} evaluations each; standard deviations {spread}")
+    written, pictured = console.shown(out or folder / "samples.npy"), console.shown(folder)
+    console.console().print(f"wrote {written}, pictures in {pictured}")
