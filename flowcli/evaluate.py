@@ -43,6 +43,7 @@ class Evaluation:
         trajectories: int,
         dequantization_draws: int,
         velocity_error: bool | str,
+        pictures: bool,
     ) -> None:
         """Check the settings.
 
@@ -54,6 +55,7 @@ class Evaluation:
             dequantization_draws: draws of uniform noise behind bits/dim of discrete data.
             velocity_error: hold the field against the closed-form one: true; false; or auto, where the data is a
                 Gaussian mixture and the ends are independent.
+            pictures: whether a training ends with pictures.
         """
         self.draws = integer("draws", draws, minimum=2, maximum=10_000)
         self.draw_points = integer("draw_points", draw_points, minimum=2, maximum=100_000)
@@ -62,6 +64,8 @@ class Evaluation:
         self.dequantization_draws = integer("dequantization_draws", dequantization_draws, minimum=1)
         auto = velocity_error == "auto"
         self.velocity_error = "auto" if auto else boolean("velocity_error (auto, or a truth value)", velocity_error)
+
+        self.pictures = boolean("pictures", pictures)
 
     def require(self, flow: Flow, dataset: Dataset) -> None:
         """Refuse what was asked for and cannot be measured.

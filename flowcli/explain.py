@@ -61,10 +61,8 @@ def explain(error: BaseException) -> str:
         outer = key.partition(".")[0]
         if group is None:
             return f"{key}: the {outer} that is chosen here has no {key.rpartition('.')[2]} of its own"
-        return (
-            f"{group}={option} sets {key}, which the {outer} chosen beside it does not have; "
-            f"leave out {outer}=..., {group}={option} brings its own along"
-        )
+        own = _brings(group, option, outer)
+        return f"{group}={option} takes {outer}={own or '...'}, which it brings along: leave out the other {outer}"
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r} (want key=value): {_one_line(error)}"
     for cause in (error.__cause__, error):
@@ -74,6 +72,14 @@ def explain(error: BaseException) -> str:
         return f"{error.filename}: {str(error.strerror).lower()}"
     known = isinstance(error, YAMLError) or type(error).__module__.startswith("hydra.")
     return _one_line(error) if known else f"{type(error).__name__}: {_one_line(error)}"
+
+
+def _brings(group: str, option: str, other: str) -> str | None:
+    """The option of another group that a shipped option brings along."""
+    file = trust.conf_dir() / group / f"{option}.yaml"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = re.search(rf"- override /{other}(?:@[\w.]+)?: (\w+)", text)
+    return found[1] if found else None
 
 
 def _one_line(error: BaseException) -> str:

@@ -49,7 +49,13 @@ def flow(dataset: Dataset, path: Path, solver: Solver) -> ContinuousFlow:
 
 
 SETTINGS = evaluate.Evaluation(
-    draws=20, draw_points=200, batch_size=1000, trajectories=20, dequantization_draws=2, velocity_error="auto"
+    draws=20,
+    draw_points=200,
+    batch_size=1000,
+    trajectories=20,
+    dequantization_draws=2,
+    velocity_error="auto",
+    pictures=True,
 )
 
 

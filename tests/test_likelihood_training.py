@@ -192,7 +192,7 @@ CONTINUOUS = flow_over(FreeField(network()))
         (
             ContinuousFlow(FreeField(network()), POINTS, UNITS, COARSE, Exact(), (2,)),
             mle(),
-            "base has no density",
+            "base=data has no density",
         ),
     ],
     ids=["no solver", "needless solver", "needless adjoint", "needless regulariser", "no density"],
@@ -217,7 +217,7 @@ def test_pairs_are_refused():
         ({"gradient": "backprop"}, "gradient must be one of direct, adjoint"),
         ({"kinetic": -1}, "kinetic must be"),
         ({"jacobian": math.nan}, "jacobian must be"),
-        ({"solver": "rk4"}, "solver: want an option of the group solver"),
+        ({"solver": "rk4"}, "solver: want a solver for ODEs"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, words):

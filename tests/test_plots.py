@@ -185,10 +185,7 @@ def test_noise_much_wider_than_data_gets_a_second_panel(rng):
     assert inside.all(axis=0).mean() >= 0.9
     (frame,) = (patch for patch in whole.patches)
     assert_allclose(frame.get_bbox().intervalx, near.get_xlim())
-    assert (
-        len(trajectory_lines.paths_figure(*ve_like(rng, 200, 0.5)[:2], end, True, ["a", "b"], equal=True).axes)
-        == 1
-    )
+    assert len(trajectory_lines.paths_figure(*ve_like(rng, 200, 0.5)[:2], end, True, ["a", "b"], equal=True).axes) == 1
 
 
 def test_paths_run_from_noise_to_data_whatever_the_order_of_times(rng, tmp_path, monkeypatch):

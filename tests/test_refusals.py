@@ -73,7 +73,10 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("model=realnvp network=mlp", ["model=realnvp", "network=none"]),
     ("model=realnvp solver=rk4", ["model=realnvp", "solver=none"]),
     ("model=nsf divergence=exact", ["model=nsf", "divergence=none"]),
-    ("model=realnvp objective=flow_matching", ["model=realnvp", "maximum likelihood", "objective=mle"]),
+    (
+        "model=realnvp objective=flow_matching",
+        ["model=realnvp", "takes objective=mle", "leave out the other objective"],
+    ),
     ("model=realnvp objective.kinetic=0.1", ["objective.kinetic", "continuous"]),
     ("model=realnvp objective.gradient=adjoint", ["objective", "continuous"]),
     ("model=realnvp base=data", ["base=data", "density"]),

@@ -354,13 +354,8 @@ def _evaluate(
     found, samples = evaluation(flow, dataset, seed=seed)
     np.save(folder / "samples.npy", samples.numpy())
     np.save(folder / REFERENCE_FILE, dataset.points("test")[:REFERENCE_ROWS].numpy())
-    data = dataset.points("test")
-    pictures.samples(samples, data, dataset.columns, folder / "samples.png")
-    pictures.trajectories(flow, data, dataset.columns, folder / "trajectories.png", seed=seed)
-    if dataset.event_shape == (2,) and "nll" in found:
-        pictures.density(flow, dataset, folder / "density.png", batch_size=evaluation.batch_size)
-    if (folder / METRICS).is_file():
-        pictures.loss(folder / METRICS, folder / "loss.png")
+    if evaluation.pictures:
+        _draw(flow, dataset, samples, folder, seed=seed, batch_size=evaluation.batch_size)
     metrics = found | metrics
     RunFolder(folder).finish(metrics)
     console.closing_table(console.metric_rows(metrics), f"test split, {len(dataset.test):,} rows")
@@ -369,3 +364,14 @@ def _evaluate(
     console.console().print(f"run  {console.shown(folder)}")
     nll = metrics.get("nll", math.nan)
     return float(nll) if math.isfinite(nll) else None
+
+
+def _draw(flow: Flow, dataset: Dataset, samples: torch.Tensor, folder: Path, *, seed: int, batch_size: int) -> None:
+    """The pictures of a run."""
+    data = dataset.points("test")
+    pictures.samples(samples, data, dataset.columns, folder / "samples.png")
+    pictures.trajectories(flow, data, dataset.columns, folder / "trajectories.png", seed=seed)
+    if dataset.event_shape == (2,) and flow.no_likelihood is None:
+        pictures.density(flow, dataset, folder / "density.png", batch_size=batch_size)
+    if (folder / METRICS).is_file():
+        pictures.loss(folder / METRICS, folder / "loss.png")
