@@ -25,7 +25,8 @@ from flowcli.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
+"""Of run folders. 1, before the first release, had other classes in its configs: only its figures can be read."""
 RUN_FILE = "run.json"
 CONFIG_FILE, DESCRIPTION_FILE, STATE_FILE = "config.yaml", "description.json", "state.pt"
 COUPLING_FILE = "coupling.safetensors"
@@ -317,6 +318,11 @@ def _open_checkpoint(folder: Path, ckpt: str | Path, weights: str | None) -> Che
     if description["format"] > FORMAT:
         raise UserError(
             f"--ckpt {ckpt}: written by a newer flowcli (format {description['format']}, here {FORMAT}): upgrade"
+        )
+    if description["format"] < FORMAT:
+        raise UserError(
+            f"--ckpt {ckpt}: written before flowcli's first release (format {description['format']}, here {FORMAT}): "
+            "train it again"
         )
     return Checkpoint(folder, read_config(folder / CONFIG_FILE), description, weights)
 

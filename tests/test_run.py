@@ -88,6 +88,7 @@ class Explosive:
     [
         (lambda step: (step / "description.json").write_text("{"), "missing or damaged"),
         (lambda step: (step / "description.json").write_text('{"format": 99}'), "newer flowcli"),
+        (lambda step: (step / "description.json").write_text('{"format": 1}'), "before flowcli's first release"),
         (lambda step: (step / "description.json").write_text("[1]"), "not flowcli's"),
         (lambda step: (step / "config.yaml").write_text("a: ${oc.env:HOME}"), "interpolation"),
         (lambda step: (step / "config.yaml").write_text("'${oc.env:HOME}': 1"), "interpolation"),
