@@ -326,8 +326,10 @@ class Reflow(Coupling):
         """ckpt: the run whose flow makes the pairs; the task opens it and calls `fill`."""
         if not isinstance(ckpt, str) or not ckpt:
             raise UserError(f"ckpt must be a run, got {ckpt!r}")
+        if ckpt == "latest":
+            raise UserError("ckpt must name its run: latest would be another one for every job, and later")
         self.ckpt = ckpt
-        self.pairs = integer("pairs", pairs, minimum=1)
+        self.pairs = integer("pairs", pairs, minimum=2)
         self._state: dict[str, Tensor] | None = None
 
     def fill(self, x_0: Tensor, x_1: Tensor) -> None:

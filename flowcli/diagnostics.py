@@ -46,7 +46,7 @@ def velocity_error(field: Field, oracle: ClosedForm, x_0: Tensor, x_1: Tensor, u
     c = oracle.path.schedule(u)
     x = beside(c.alpha, x_1) * x_1 + beside(c.sigma, x_0) * x_0
     errors, sizes = [], []
-    for part, left in _chunks(oracle, x, u):
+    for part, left in _chunks(field, oracle, x, u):
         true = oracle.velocity(part, left, None)
         errors.append((field.velocity(part, left, None) - true).flatten(1).square().sum(1))
         sizes.append(true.flatten(1).square().sum(1))
@@ -68,7 +68,7 @@ def continuity_residual(field: Field, oracle: ClosedForm, x: Tensor, u: Tensor) 
     def residual(x: Tensor, u: Tensor) -> Tensor:
         return _transport(lambda y: field.velocity(y, u, None), oracle, x, u)[0]
 
-    return _in_chunks(residual, oracle, x, u)
+    return _in_chunks(residual, field, oracle, x, u)
 
 
 def fokker_planck_residual(field: PathField, oracle: ClosedForm, x: Tensor, u: Tensor, g: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def fokker_planck_residual(field: PathField, oracle: ClosedForm, x: Tensor, u: T
         laplacian = Exact()(lambda y: oracle.score(y, u), x, Exact().directions(x, 0, 0)).divergence
         return transport - half * (laplacian[:, 0] + slope.flatten(1).square().sum(1))
 
-    return _in_chunks(residual, oracle, x, u, g.square() / 2)
+    return _in_chunks(residual, field, oracle, x, u, g.square() / 2)
 
 
 def _transport(drift: Callable[[Tensor], Tensor], oracle: ClosedForm, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,13 +102,14 @@ def _transport(drift: Callable[[Tensor], Tensor], oracle: ClosedForm, x: Tensor,
     return -rate + (local.value * slope).flatten(1).sum(1) + local.divergence[:, 0], slope  # t runs against u
 
 
-def _chunks(oracle: ClosedForm, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _chunks(field: Field, oracle: ClosedForm, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Rows of the values, as many at a time as memory should hold."""
-    rows = NUMBERS_AT_ONCE // (oracle.components * values[0][0].numel() ** 2)
+    components = max(oracle.components, field.components if isinstance(field, ClosedForm) else 1)
+    rows = NUMBERS_AT_ONCE // (components * values[0][0].numel() ** 2)
     return zip(*(value.split(min(max(rows, 1), ROWS_AT_ONCE)) for value in values), strict=True)
 
 
 @torch.no_grad()
-def _in_chunks(residual: Callable[..., Tensor], oracle: ClosedForm, x: Tensor, *times: Tensor) -> Tensor:
+def _in_chunks(residual: Callable[..., Tensor], field: Field, oracle: ClosedForm, x: Tensor, *times: Tensor) -> Tensor:
     """A residual (B,) of x (B, ...) and of numbers, each a scalar or (B,)."""
-    return torch.cat([residual(*part) for part in _chunks(oracle, x, *(time.expand(len(x)) for time in times))])
+    return torch.cat([residual(*part) for part in _chunks(field, oracle, x, *(time.expand(len(x)) for time in times))])

@@ -12,11 +12,11 @@ from torch import Tensor
 from flowcli import metrics
 from flowcli.bases import Base, GaussianMixture
 from flowcli.dataset import Dataset, Mixture
-from flowcli.diagnostics import continuity_residual, velocity_error
+from flowcli.diagnostics import continuity_residual, fokker_planck_residual, velocity_error
 from flowcli.divergence import Hutchinson
 from flowcli.errors import UserError, boolean, integer
 from flowcli.flows.augmented import AugmentedFlow
-from flowcli.flows.base import Flow
+from flowcli.flows.base import Flow, Result
 from flowcli.flows.continuous import ContinuousFlow
 from flowcli.flows.fields import PathField, beside
 from flowcli.flows.oracle import ClosedForm, field_of_mixture, field_of_points, noise_of
@@ -101,18 +101,8 @@ class Evaluation:
         except UserError as error:  # a flow that has no density says why; its samples are measured all the same
             return {"nll_missing": str(error)}
         log_prob = result.value.cpu()
-        nll = metrics.mean_and_stderr(-log_prob)
-        inside = torch.isfinite(log_prob)
-        found: Metrics = {
-            "nll": nll.mean,
-            "nll_stderr": nll.stderr,
-            "nll_standardised": nll.mean + float(dataset.transform.log_det),
-            "nfe_log_prob": result.nfe,
-        }
-        if not bool(inside.all()):  # a base without tails: these points cannot come out of this flow
-            found |= {"outside": 1 - float(inside.double().mean()), "nll_inside": -float(log_prob[inside].mean())}
-        if isinstance(flow, AugmentedFlow):
-            found["augment_draws"] = flow.draws
+        found = scores(flow, result)
+        found["nll_standardised"] = float(found["nll"]) + float(dataset.transform.log_det)
         baseline = gaussian_nll(dataset.points("train"), x)
         found |= {} if baseline is None else {"nll_gaussian": baseline}
         found |= against_truth(log_prob, x, dataset)
@@ -197,7 +187,12 @@ class Evaluation:
         squared = metrics.mean_and_stderr(continuity_residual(field, oracle, x_t, u).square())
         root = math.sqrt(squared.mean)
         stderr = squared.stderr / (2 * root) if root > 0 else 0.0
-        return found | {"continuity_residual": root, "continuity_residual_stderr": stderr}
+        found |= {"continuity_residual": root, "continuity_residual_stderr": stderr}
+        if isinstance(flow.solver, Stochastic):  # its drift has the score's error in it, too
+            g = flow.solver.squared_diffusion(field.path, u).sqrt()
+            squared = metrics.mean_and_stderr(fokker_planck_residual(field, oracle, x_t, u, g).square())
+            found["fokker_planck_residual"] = math.sqrt(squared.mean)
+        return found
 
 
 def _no_closed_form(flow: Flow) -> str | None:
@@ -223,6 +218,18 @@ class Truth:
         # two halves of the truth that share no point: the test split, and the training split for the floor's other side
         pool = self._dataset.points("train" if stream == "second truth" else "test")
         return pool[torch.randperm(len(pool), generator=source)[: self._points]]
+
+
+def scores(flow: Flow, result: Result) -> Metrics:
+    """NLL with its error, and what it was computed by, out of log-densities (N,)."""
+    log_prob = result.value.cpu()
+    nll, inside = metrics.mean_and_stderr(-log_prob), torch.isfinite(log_prob)
+    found: Metrics = {"nll": nll.mean, "nll_stderr": nll.stderr, "nfe_log_prob": result.nfe}
+    if not bool(inside.all()):  # a base without tails: these points cannot come out of this flow
+        found |= {"outside": 1 - float(inside.double().mean()), "nll_inside": -float(log_prob[inside].mean())}
+    if isinstance(flow, AugmentedFlow):
+        found["augment_draws"] = flow.draws
+    return found
 
 
 def against_truth(log_prob: Tensor, x: Tensor, dataset: Dataset) -> Metrics:
@@ -314,18 +321,20 @@ class SelfCheck:
 
 
 @torch.no_grad()
-def self_check(
-    flow: Flow, x: Tensor, log_prob: Tensor, nll_stderr: float, *, rows: int, batch_size: int, seed: int
-) -> SelfCheck:
-    """Check the log-densities (N,) of x (N, ...) on evenly spaced rows of them."""
+def self_check(flow: Flow, x: Tensor, nll_stderr: float, *, rows: int, batch_size: int, seed: int) -> SelfCheck:
+    """Check the log-densities of x (N, ...) on evenly spaced rows of them.
+
+    All of them are scored anew: the noise of a row (probes, extra coordinates) depends on its number in the call.
+    """
     chosen = torch.linspace(0, len(x) - 1, min(rows, len(x))).round().long()
-    points, reported = x[chosen], log_prob[chosen].cpu()
+    points = x[chosen]
     # deepcopy, because casting moves a module's own numbers
     tight = copy.deepcopy(flow).cast(torch.float64, flow.device)
     if isinstance(tight, ContinuousFlow):
         assert isinstance(tight.solver, Solver)  # a stochastic one has no likelihood to check
         tight = tight.with_solver(tightened(tight.solver))
     base = flow.log_prob(points, seed=seed, batch_size=batch_size)
+    reported = base.value.cpu()
     better = tight.log_prob(points, seed=seed, batch_size=batch_size)
     there_and_back = flow.decode(flow.encode(points, batch_size=batch_size).value, batch_size=batch_size).value
     estimate = None

@@ -208,9 +208,11 @@ def _nested_choice(word: str) -> str:
     """`base.data=moons` chooses an option for a node inside a node, which Hydra writes data@base.data=moons."""
     key, _, value = word.partition("=")
     outer, _, inner = key.partition(".")
-    found = groups()
-    options = set(value.split(","))
-    return f"{inner}@{word}" if outer in found and options <= set(found.get(inner, ())) else word
+    options, node = set(value.split(",")), f"/{inner}@{inner}:"
+    if not options <= set(groups().get(inner, ())):
+        return word
+    files = (trust.conf_dir() / outer).glob("*.yaml") if outer.isidentifier() else ()
+    return f"{inner}@{word}" if any(node in file.read_text(encoding="utf-8") for file in files) else word
 
 
 def _refuse_bare_words(words: Sequence[str]) -> None:

@@ -256,6 +256,11 @@ class MarginalMatching(FlowMatching):
         if field.no_score is not None:
             raise UserError(f"objective=marginal: there is no closed form of the marginal field: {field.no_score}")
         assert ends is not None
+        if self.over == "train" and data.jitter is not None:
+            raise UserError(
+                "objective.over=train: dequantised data are no fixed points, so they have no closed form; "
+                "say data.dequantize=false, or another objective"
+            )
         if self.over == "train":
             oracle: ClosedForm = field_of_points(data.train, field.path, ends.base)
         elif data.mixture is not None:

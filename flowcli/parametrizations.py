@@ -20,6 +20,7 @@ class Moments(nn.Module):
         mean_0, mean_1: (...), the event's shape.
         var_0, var_1: scalars, mean variance of a coordinate of the noise and of the data.
         cov: scalar, mean covariance of a coordinate between the ends.
+        delta: scalar, var_0 var_1 - cov^2.
     """
 
     mean_0: Tensor
@@ -27,10 +28,13 @@ class Moments(nn.Module):
     var_0: Tensor
     var_1: Tensor
     cov: Tensor
+    delta: Tensor
 
     def __init__(self, mean_0: Tensor, mean_1: Tensor, var_0: Tensor, var_1: Tensor, cov: Tensor) -> None:
         super().__init__()
-        for name, value in (("mean_0", mean_0), ("mean_1", mean_1), ("var_0", var_0), ("var_1", var_1), ("cov", cov)):
+        delta = var_1.double() * var_0.double() - cov.double().square()  # single precision would lose it near 0
+        given = {"mean_0": mean_0, "mean_1": mean_1, "var_0": var_0, "var_1": var_1, "cov": cov, "delta": delta.to(cov)}
+        for name, value in given.items():
             self.register_buffer(name, value)
 
     @classmethod
@@ -54,16 +58,11 @@ class Moments(nn.Module):
         r"""$V = \alpha^2 s^2 + 2 \alpha \sigma c + \sigma^2 b^2$, of the schedule's shape."""
         return c.alpha**2 * self.var_1 + 2 * c.alpha * c.sigma * self.cov + c.sigma**2 * self.var_0
 
-    @property
-    def delta(self) -> Tensor:
-        r"""$\Delta = s^2 b^2 - c^2$, a scalar."""
-        return self.var_1 * self.var_0 - self.cov**2
-
     def angle(self, c: Schedule) -> Tensor:
         r"""The angle of $(\alpha s, \sigma b)$ from the data axis: 0 at clean data, pi/2 at pure noise."""
         scale_1, scale_0 = self.var_1.sqrt(), self.var_0.sqrt()
         correlation = self.cov / (scale_1 * scale_0)
-        across = c.sigma * scale_0 * torch.sqrt(1 - correlation**2)
+        across = c.sigma * torch.sqrt(self.delta / self.var_1)
         return torch.atan2(across, c.alpha * scale_1 + c.sigma * scale_0 * correlation)
 
 

@@ -243,12 +243,23 @@ class Checkpoint:
             raise UserError(f"{file}: not a readable training state ({_short(error)})") from error
 
 
+class _Tensors(dict[str, "Tensor"]):
+    """A file's tensors; one that is not there is the user's matter, not a KeyError."""
+
+    def __init__(self, file: Path, tensors: Mapping[str, "Tensor"]) -> None:
+        super().__init__(tensors)
+        self._file = file
+
+    def __missing__(self, name: str) -> "Tensor":
+        raise UserError(f"{self._file}: there is no tensor {name!r} in it, so it does not belong to this config")
+
+
 def _tensors(file: Path) -> dict[str, "Tensor"]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(file)
+        return _Tensors(file, load_file(file))
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{file}: not a readable safetensors file ({_short(error)})") from error
 

@@ -176,7 +176,7 @@ def test_measured_moments():
     assert m.mean_1.tolist() == [2.0, 4.0]
     assert float(m.var_1) == pytest.approx((1 + 1 + 4 + 4) / 4)
     assert float(m.cov) == 0 and float(m.delta) == float(m.var_1)
-    assert set(m.state_dict()) == {"mean_0", "mean_1", "var_0", "var_1", "cov"}
+    assert set(m.state_dict()) == {"mean_0", "mean_1", "var_0", "var_1", "cov", "delta"}
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def shortened(words: list[str]) -> list[str]:
     said = {word.partition("=")[0] for word in words}
     discrete = any(word.startswith("model=") and word[6:].split(",")[0] in DISCRETE for word in words)
     bare = discrete or any(word.startswith("model=oracle") for word in words)
-    small = [
-        word for word in SMALL if word.partition("=")[0] not in said and not (word.startswith("network.") and bare)
-    ]
+    small = [word for word in SMALL if not (word.startswith("network.") and bare)]
+    if "evaluation.pictures" in said:
+        small.remove("evaluation.pictures=false")
     if not said & {"solver", "solver.steps"} and not discrete:
         small += SOLVER
     if "data=table" not in words and "data=digits" not in words:
@@ -229,6 +229,7 @@ def test_metric_names(made: Path) -> None:
     # those of whole numbers, of a bounded base, of extra coordinates, of a coupling: other tests have them
     some = {"bits_per_dim", "outside", "nll_inside", "augment_draws"}
     some |= {"transport_cost", "transport_cost_independent", "coupling_share", "coupling_error", "velocity_error_train"}
+    some |= {"coupling_fit_seconds", "fokker_planck_residual"}
     assert names - some <= set(known)
     assert {name for name in known if not name.endswith(("_stderr", "_floor"))} <= names
 

@@ -71,6 +71,10 @@ REFUSED: list[tuple[str, list[str]]] = [
     ("model=realnvp path=vp", ["objective=mle", "path=none"]),
     ("model=realnvp coupling=ot", ["coupling=none"]),
     ("model=realnvp network=mlp", ["model=realnvp", "network=none"]),
+    ("objective=marginal objective.over=train data=digits", ["objective.over=train", "dequantised"]),
+    ("coupling=reflow coupling.ckpt=latest", ["coupling.ckpt", "latest"]),
+    ("coupling=reflow coupling.ckpt=RUN coupling.pairs=1", ["coupling.pairs", ">= 2"]),
+    ("model=realnvp objective.solver=rk4", ["objective.solver", "solves nothing"]),
     ("model=realnvp solver=rk4", ["model=realnvp", "solver=none"]),
     ("model=nsf divergence=exact", ["model=nsf", "divergence=none"]),
     (

@@ -30,6 +30,7 @@ MAP_TIMES = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
 NEGLIGIBLE = 8.0
 """A field is shown where ln p_t is within this of its peak: beyond, a network has seen nothing."""
 FRAMES = 6
+ROWS_AT_ONCE = 1024
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def explain(flow: Flow, dataset: Dataset, ends: Ends | None, folder: Path, *, se
 
     ends: of the flow's training; None for a flow that has no pairs. All but the pairs need events in two dimensions.
     """
-    written = []
+    flow, written = coarse(flow), []
     if ends is not None and isinstance(flow, ContinuousFlow):
         _pairs(flow, dataset, ends, folder / "pairs.png", seed)
         written.append("pairs.png")
@@ -84,7 +85,7 @@ def _grid(flow: Flow, dataset: Dataset, file: Path) -> None:
     along = torch.linspace(-GRID_REACH, GRID_REACH, GRID_POINTS, dtype=torch.float64)
     fixed, moving = across[:, None].expand(-1, GRID_POINTS), along[None, :].expand(GRID_LINES, -1)
     z = torch.stack([torch.stack([fixed, moving], -1), torch.stack([moving, fixed], -1)])  # (2, L, P, 2)
-    way = coarse(flow).follow(z.reshape(-1, 2), points=61)
+    way = flow.follow(z.reshape(-1, 2), points=61)
     shown = _spread(len(way.times), FRAMES)
     grids = way.states[shown].reshape(len(shown), *z.shape).cpu().numpy()
     titles = [
@@ -125,7 +126,6 @@ def _layers(flow: DiscreteFlow, dataset: Dataset, file: Path, batch_size: int) -
 
 def _frames(flow: ContinuousFlow, dataset: Dataset, folder: Path, batch_size: int) -> list[str]:
     """p_t of the model; the divergence of its field; the residual of the continuity equation where that is known."""
-    flow = coarse(flow)
     xs, ys, points = _view(dataset, SIDE)
     states = flow.transform(points.to(flow.device)).to(flow.dtype)
     scale = float(flow.transform.log_det)
@@ -162,8 +162,11 @@ def _divergence(flow: ContinuousFlow, dataset: Dataset, file: Path, mask: np.nda
     panels, arrows = [], []
     for t in MAP_TIMES:
         u = states.new_tensor(1 - t)
-        value = exact(lambda x, u=u: flow.field.velocity(x, u, None), states, exact.directions(states, 0, 0)).divergence
-        panels.append((f"t = {t:g}", value[:, 0].double().reshape(SIDE, SIDE).cpu().numpy()))
+        parts = [
+            exact(lambda x, u=u: flow.field.velocity(x, u, None), part, exact.directions(part, 0, 0)).divergence
+            for part in states.split(ROWS_AT_ONCE)
+        ]
+        panels.append((f"t = {t:g}", torch.cat(parts)[:, 0].double().reshape(SIDE, SIDE).cpu().numpy()))
         arrows.append(flow.velocity(few, torch.tensor(t)).reshape(ARROWS, ARROWS, 2).cpu().numpy())
     label = "divergence of the velocity, 1 / time"
     plots.scalar_maps(panels, xs.numpy(), ys.numpy(), file, label=label, mask=mask, arrows=arrows)

@@ -12,6 +12,7 @@ from flowcli import plots
 from flowcli.dataset import Dataset
 from flowcli.flows.base import Flow, Trajectory
 from flowcli.flows.continuous import ContinuousFlow
+from flowcli.sde import Stochastic
 from flowcli.solvers import Adaptive
 
 AnyFlow = TypeVar("AnyFlow", bound=Flow)
@@ -19,7 +20,7 @@ DENSITY_SIDE = 128
 """Grid points along each axis of a density picture."""
 PATHS = 300
 PATH_POINTS = 65
-COARSE = 1e-3
+COARSE, ODE_NFE = 1e-3, 10_000
 """Tolerance behind pictures: two digits below what a pixel can show."""
 
 
@@ -76,6 +77,8 @@ def coarse(flow: AnyFlow) -> AnyFlow:
     if not isinstance(flow, ContinuousFlow):
         return flow
     solver = flow.solver
+    if isinstance(solver, Stochastic):  # the ODE with the same marginals
+        return flow.with_solver(Adaptive("dopri5", COARSE, COARSE, solver.time, ODE_NFE))
     if isinstance(solver, Adaptive) and solver.rtol < COARSE:
         return flow.with_solver(Adaptive(solver.method, COARSE, COARSE, solver.time, solver.max_nfe))
     return flow

@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from flowcli import build, console, evaluate, metrics, plots
+from flowcli import build, console, evaluate, plots
 from flowcli.errors import UserError, integer
 from flowcli.run import write_json
 from flowcli.tasks.events import Events, open_events
@@ -50,9 +50,8 @@ def run(config: Mapping[str, Any], folder: Path) -> float:
     scored, seed = open_events(config, checkpoint), build.seed(config)
     result = flow.log_prob(scored.x, seed=seed, batch_size=batch_size)
     log_prob = result.value.cpu()
-    nll = metrics.mean_and_stderr(-log_prob)
-    found: evaluate.Metrics = {"rows": len(log_prob), "nll": nll.mean, "nll_stderr": nll.stderr}
-    found["nfe_log_prob"] = result.nfe
+    found: evaluate.Metrics = {"rows": len(log_prob), **evaluate.scores(flow, result)}
+    nll, stderr = float(found["nll"]), float(found["nll_stderr"])
     truth = None
     if scored.dataset is not None:
         found |= evaluate.against_truth(log_prob, scored.x, scored.dataset)
@@ -63,9 +62,7 @@ def run(config: Mapping[str, Any], folder: Path) -> float:
         found |= evaluate.discrete_likelihood(torch.stack([log_prob, *others]), scored.x[0].numel())
     checked = None
     if check_rows:
-        checked = evaluate.self_check(
-            flow, scored.x, log_prob, nll.stderr, rows=check_rows, batch_size=batch_size, seed=seed
-        )
+        checked = evaluate.self_check(flow, scored.x, stderr, rows=check_rows, batch_size=batch_size, seed=seed)
         found |= checked.as_metrics()
     _write(scored.numbers, log_prob, None if result.stderr is None else result.stderr.cpu(), folder)
     plots.likelihood(log_prob.numpy(), folder / "log_prob.png", true_log_prob=None if truth is None else truth.numpy())
@@ -73,7 +70,7 @@ def run(config: Mapping[str, Any], folder: Path) -> float:
     rows = [*console.metric_rows(found), *([] if checked is None else console.check_rows(checked))]
     console.closing_table(rows, _title(scored))
     console.console().print(f"wrote log_prob.csv, log_prob.npy, log_prob.png in {console.shown(folder)}")
-    return nll.mean
+    return nll
 
 
 def _title(scored: Events) -> str:

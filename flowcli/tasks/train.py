@@ -5,6 +5,7 @@ import json
 import math
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from flowcli.couplings import Coupling, Reflow, Semidiscrete
 from flowcli.dataset import Dataset, TrainingData
 from flowcli.ends import Ends
 from flowcli.engine import Progress, Trainer
-from flowcli.errors import Interrupted, UserError
+from flowcli.errors import Interrupted, JobError, UserError
 from flowcli.flows.augmented import AugmentedFlow
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
@@ -39,6 +40,8 @@ REFERENCE_ROWS = 5000
 """Rows of the test split that stay in the run folder, for pictures beside later samples."""
 PAIRS_AT_ONCE = 10_000
 """Pairs of a reflow that are solved together."""
+DEGENERATE = 1e-6
+"""Least part of the variance that one end must have of its own, given the other."""
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 
 
@@ -60,7 +63,7 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
         build.evaluation(config).require(job.flow, dataset)
         if job.objective is not None:
             if isinstance(job.coupling, Reflow) and not config.get("resume"):
-                _teacher(job.coupling, dataset)
+                _teacher(config, job.coupling, dataset)
             _refuse_pairs(job)
             job.objective.prepare(job.flow, job.data(dataset), job.ends)
 
@@ -191,33 +194,53 @@ def _couple(
     if coupling is None or ends is None or coupling.independent:
         return {}
     assert isinstance(flow, ContinuousFlow)
-    run, seed, trainer = RunFolder(folder), build.seed(config), job.trainer
+    run, seed = RunFolder(folder), build.seed(config)
+    metrics: dict[str, Any] = {}
     if resumed:
         coupling.load(run.coupling())
     else:
-        if isinstance(coupling, Reflow):
-            console.console().print(f"drawing {coupling.pairs:,} pairs from {coupling.ckpt}")
-            coupling.fill(*_reflow_pairs(coupling, _teacher(coupling, dataset), ends.base, flow, seed))
-        if isinstance(coupling, Semidiscrete):
-            console.console().print(f"fitting coupling=semidiscrete to {len(data.train):,} points")
-        coupling.prepare(data.train, ends.base, seed, condition=data.condition, jitter=data.jitter)
+        metrics = _fit_coupling(config, dataset, coupling, ends.base, flow, data)
+        run.save_coupling(coupling.state())
     if not coupling.keeps_marginals:
         console.console().print(
-            "this coupling changes the marginals: the flow leads to the data as the plan re-weights it, not to the data"
+            "this coupling changes the marginals: the flow leads from the noise to the data as the plan re-weights both"
         )
-    states = flow.lift(data.train, generator(seed, "lift"))
-    found = ends.measure(states, data.condition, batch_size=trainer.batch_size, seed=seed)
+    dequantised = flow.transform(dataset.points("train").to(flow.transform.scale)).to(flow.dtype)
+    states = flow.lift(dequantised, generator(seed, "lift"))
+    found = ends.measure(states, data.condition, batch_size=job.trainer.batch_size, seed=seed)
+    moments = found.moments
+    if float(moments.delta) < DEGENERATE * float(moments.var_0 * moments.var_1):
+        raise JobError("the coupling's pairs are a linear map of each other: there is nothing left to learn")
     if not resumed:
-        run.save_coupling(coupling.state())
         field = flow.field
         assert isinstance(field, PathField)
-        field.moments.load_state_dict(found.moments.state_dict())
-    costs = {"transport_cost": found.cost, "transport_cost_independent": found.independent_cost}
-    largest = getattr(coupling, "largest_error", None)
-    return costs | ({} if largest is None else {"coupling_error": largest})
+        field.moments.load_state_dict(moments.state_dict())
+    return metrics | {"transport_cost": found.cost, "transport_cost_independent": found.independent_cost}
 
 
-def _teacher(coupling: Reflow, dataset: Dataset) -> Flow:
+def _fit_coupling(
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    coupling: Coupling,
+    base: Base,
+    flow: ContinuousFlow,
+    data: TrainingData,
+) -> dict[str, Any]:
+    """Fit what a coupling keeps for the whole training; how long that took, and how good it is."""
+    seed, began = build.seed(config), time.perf_counter()
+    if isinstance(coupling, Reflow):
+        console.console().print(f"drawing {coupling.pairs:,} pairs from {coupling.ckpt}")
+        coupling.fill(*_reflow_pairs(coupling, _teacher(config, coupling, dataset), base, flow, seed))
+    elif isinstance(coupling, Semidiscrete):
+        console.console().print(f"fitting coupling=semidiscrete to {len(data.train):,} points")
+    coupling.prepare(data.train, base, seed, condition=data.condition, jitter=data.jitter)
+    if not isinstance(coupling, Reflow | Semidiscrete):
+        return {}
+    metrics = {"coupling_fit_seconds": time.perf_counter() - began}
+    return metrics | ({"coupling_error": coupling.largest_error} if isinstance(coupling, Semidiscrete) else {})
+
+
+def _teacher(config: Mapping[str, Any], coupling: Reflow, dataset: Dataset) -> Flow:
     """The flow whose pairs are learned: it takes standard normal latents to events like the data's, one to one.
 
     Raises:
@@ -225,7 +248,7 @@ def _teacher(coupling: Reflow, dataset: Dataset) -> Flow:
     """
     said = f"coupling.ckpt={coupling.ckpt}"
     try:
-        teacher = build.load(coupling.ckpt)
+        teacher = build.load(coupling.ckpt, device=str(config["device"]), trusted=config.get("trust") or ())
     except UserError as error:
         raise UserError(f"{said}: {error}".replace("--ckpt ", "", 1)) from error
     if teacher.event_shape != dataset.event_shape:

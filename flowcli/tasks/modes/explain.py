@@ -20,7 +20,7 @@ def check(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow) -> None
     Raises:
         UserError: the data or the fitted coupling cannot be opened.
     """
-    _ends(config, checkpoint, open_dataset(config, checkpoint))
+    _ends(config, checkpoint, flow, open_dataset(config, checkpoint))
 
 
 def run(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, folder: Path) -> None:
@@ -30,13 +30,13 @@ def run(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, folder: P
         JobError: the solver failed.
     """
     dataset = open_dataset(config, checkpoint)
-    ends, seed = _ends(config, checkpoint, dataset), build.seed(config)
+    ends, seed = _ends(config, checkpoint, flow, dataset), build.seed(config)
     written = pictures.explain(flow, dataset, ends, folder, seed=seed, batch_size=config["batch_size"])
     said = f"wrote {', '.join(written)} in {console.shown(folder)}" if written else "the notes have no picture of it"
     console.console().print(said)
 
 
-def _ends(config: Mapping[str, Any], checkpoint: Checkpoint, dataset: Dataset) -> Ends | None:
+def _ends(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, dataset: Dataset) -> Ends | None:
     """Base and coupling of the training, fitted as they were; None where it had no pairs."""
     maths = build.mathematics(config)
     if maths.coupling is None:
@@ -44,4 +44,4 @@ def _ends(config: Mapping[str, Any], checkpoint: Checkpoint, dataset: Dataset) -
     if not maths.coupling.independent:
         maths.coupling.load(RunFolder(checkpoint.run).coupling())
     shape = maths.model.state_shape(dataset.event_shape)
-    return Ends(build.base(config, shape, dataset.transform), maths.coupling)
+    return Ends(build.base(config, shape, dataset.transform, flow.state_dict()), maths.coupling)
