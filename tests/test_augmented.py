@@ -13,6 +13,7 @@ from flowcli.dataset import Mixture, TrainingData
 from flowcli.divergence import Exact, Hutchinson
 from flowcli.ends import Ends
 from flowcli.errors import UserError
+from flowcli.evaluate import self_check
 from flowcli.flows.augmented import AugmentedFlow, augmented_moments, augmented_shape
 from flowcli.flows.cnf import CNF
 from flowcli.flows.fields import Field
@@ -204,3 +205,11 @@ def test_images_and_bad_settings_are_refused():
     for settings, name in (((-1, 1), "augment_dim"), ((1, 0), "augment_draws"), ((1.5, 1), "augment_dim")):
         with pytest.raises(UserError, match=f"^{name} must be"):
             CNF("auto", None, *settings)
+
+
+def test_the_self_check_compares_the_same_draws():
+    """The noise of a row depends on its number: a check that scored rows under other numbers would see that noise."""
+    made = coupled(draws=2)
+    points = torch.randn(300, *made.event_shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    checked = self_check(made, points, 0.05, rows=40, batch_size=1000, seed=0)
+    assert checked.resolved and abs(checked.change) < 1e-5

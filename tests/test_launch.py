@@ -467,3 +467,20 @@ def test_nothing_but_classes_outside_of_python_itself_is_located(name: str) -> N
 
 def test_locate() -> None:
     assert trust.locate("flowcli.run.RunFolder") is run.RunFolder
+
+
+@pytest.mark.parametrize(
+    ("word", "read_as"),
+    [
+        ("base.data=moons", "data@base.data=moons"),
+        ("objective.solver=euler,rk4", "solver@objective.solver=euler,rk4"),
+        ("objective.divergence=hutchinson", "divergence@objective.divergence=hutchinson"),
+        ("data.path=ot", "data.path=ot"),
+        ("trainer.data=moons", "trainer.data=moons"),
+        ("base.data=none_such", "base.data=none_such"),
+        ("../x.data=moons", "../x.data=moons"),
+    ],
+)
+def test_an_option_for_a_node_inside_a_node_is_told_from_a_value(monkeypatch, word, read_as):
+    monkeypatch.setattr(launch.trust, "conf_dir", lambda: Path(__file__).resolve().parents[1] / "conf")
+    assert launch._nested_choice(word) == read_as

@@ -344,3 +344,29 @@ def test_help_says_which_mode_reads_a_key():
         readers = [name for name, mode in task.MODES.items() if key in mode.KEYS]
         if readers and key != "out":
             assert comment.startswith(f"{', '.join(readers)}: "), key
+
+
+def test_the_fields_of_a_run_with_an_sde_are_drawn_by_its_ode(runs, tmp_path):
+    run = trained(
+        runs / "sde",
+        *[word for word in LEARNED if not word.startswith("solver")],
+        *["data=8gaussians", "solver=euler_maruyama", "solver.steps=20", *TOY],
+    )
+    assert main(["sample", "--ckpt", str(run), "mode=explain", f"hydra.run.dir={tmp_path / 'out'}"]) == 0
+    assert (tmp_path / "out" / "grid.png").is_file() and (tmp_path / "out" / "frames.png").is_file()
+    assert json.loads((run / "metrics.json").read_text())["nll_missing"]
+
+
+def test_weights_without_a_tensor_that_the_config_needs_are_the_user_s_matter(runs, gaussian, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    step = find_checkpoint(gaussian).folder
+    damaged = tmp_path / step.name
+    damaged.mkdir()
+    for file in step.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(step / "ema.safetensors")
+    del tensors["field.means"]
+    save_file(tensors, damaged / "ema.safetensors")
+    assert main(["sample", "--ckpt", str(damaged), "n=3"]) == 2
+    assert "no tensor 'field.means'" in capsys.readouterr().err
