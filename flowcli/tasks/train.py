@@ -5,7 +5,6 @@ import json
 import math
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -18,30 +17,19 @@ import torch
 import yaml
 
 from flowcli import build, console, pictures
-from flowcli.bases import Base, StandardNormal
-from flowcli.couplings import Coupling, Reflow, Semidiscrete
 from flowcli.dataset import Dataset, TrainingData
 from flowcli.ends import Ends
 from flowcli.engine import Progress, Trainer
-from flowcli.errors import Interrupted, JobError, UserError
-from flowcli.flows.augmented import AugmentedFlow
+from flowcli.errors import Interrupted
 from flowcli.flows.base import Flow
-from flowcli.flows.continuous import ContinuousFlow
-from flowcli.flows.discrete import DiscreteFlow
-from flowcli.flows.fields import PathField
 from flowcli.objectives import Objective
 from flowcli.parametrizations import Raw
 from flowcli.provenance import environment
-from flowcli.randomness import generator, rows
 from flowcli.run import REFERENCE_FILE, RunFolder, find_checkpoint, write_json
-from flowcli.sde import Stochastic
+from flowcli.tasks import coupling
 
 REFERENCE_ROWS = 5000
 """Rows of the test split that stay in the run folder, for pictures beside later samples."""
-PAIRS_AT_ONCE = 10_000
-"""Pairs of a reflow that are solved together."""
-DEGENERATE = 1e-6
-"""Least part of the variance that one end must have of its own, given the other."""
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 
 
@@ -61,20 +49,10 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
         dataset = opened[node]
         job = _Job.of(config, dataset)
         build.evaluation(config).require(job.flow, dataset)
+        if job.ends is not None:
+            coupling.check(config, dataset, job.flow, job.ends)
         if job.objective is not None:
-            if isinstance(job.coupling, Reflow) and not config.get("resume"):
-                _teacher(config, job.coupling, dataset)
-            _refuse_pairs(job)
             job.objective.prepare(job.flow, job.data(dataset), job.ends)
-
-
-def _refuse_pairs(job: "_Job") -> None:
-    """Say which couplings that keep a whole table of pairs fit which flows."""
-    if isinstance(job.coupling, Reflow) and job.ends is not None and not job.ends.base.is_gaussian:
-        raise UserError("coupling=reflow starts from the first flow's Gaussian noise: it takes base=gaussian")
-    if isinstance(job.coupling, Reflow | Semidiscrete) and isinstance(job.flow, AugmentedFlow):
-        name = type(job.coupling).__name__.lower()
-        raise UserError(f"coupling={name} pairs events, which have no extra coordinates (model.augment_dim=0)")
 
 
 @dataclass(frozen=True)
@@ -84,7 +62,6 @@ class _Job:
     flow: Flow
     objective: Objective | None
     trainer: Trainer
-    coupling: Coupling | None
     ends: Ends | None
 
     @classmethod
@@ -92,10 +69,10 @@ class _Job:
         maths = build.mathematics(config)
         training, flow = build.training(config, maths), build.new_flow(config, dataset)
         if maths.coupling is None or training.objective is None:
-            return cls(flow, training.objective, training.trainer, maths.coupling, None)
+            return cls(flow, training.objective, training.trainer, None)
         # a base of its own: the flow's moves to the flow's device and precision, noise is drawn on the CPU
         base = build.base(config, maths.model.state_shape(dataset.event_shape), dataset.transform)
-        return cls(flow, training.objective, training.trainer, maths.coupling, Ends(base, maths.coupling))
+        return cls(flow, training.objective, training.trainer, Ends(base, maths.coupling))
 
     def data(self, dataset: Dataset) -> TrainingData:
         """The splits in model units, in the flow's dtype, on its device."""
@@ -150,7 +127,8 @@ def _train(config: Mapping[str, Any], dataset: Dataset, job: _Job, folder: Path)
     earlier = torch.get_num_threads()
     torch.set_num_threads(trainer.choose_threads(flow.trainable_parameters()))
     try:
-        metrics = _couple(config, dataset, job, data, folder, resumed=average is not None)
+        size, resumed = trainer.batch_size, average is not None
+        metrics = coupling.fit(config, dataset, flow, job.ends, data, folder, batch_size=size, resumed=resumed)
         with (
             _signals() as received,
             console.TrainingProgress(trainer.steps, progress.step) as shown,
@@ -184,92 +162,6 @@ def _say_cuts(flow: Flow) -> None:
     if isinstance(parametrization, Raw) and parametrization.cuts:
         cut = " and ".join(parametrization.cuts)
         console.console().print(f"model.prediction={parametrization.prediction} is 0/0 at an end: cut to {cut}")
-
-
-def _couple(
-    config: Mapping[str, Any], dataset: Dataset, job: _Job, data: TrainingData, folder: Path, *, resumed: bool
-) -> dict[str, Any]:
-    """Fit a dependent coupling, or load its fit, and give the flow its moments; what it saves in transport."""
-    coupling, ends, flow = job.coupling, job.ends, job.flow
-    if coupling is None or ends is None or coupling.independent:
-        return {}
-    assert isinstance(flow, ContinuousFlow)
-    run, seed = RunFolder(folder), build.seed(config)
-    metrics: dict[str, Any] = {}
-    if resumed:
-        coupling.load(run.coupling())
-    else:
-        metrics = _fit_coupling(config, dataset, coupling, ends.base, flow, data)
-        run.save_coupling(coupling.state())
-    if not coupling.keeps_marginals:
-        console.console().print(
-            "this coupling changes the marginals: the flow leads from the noise to the data as the plan re-weights both"
-        )
-    dequantised = flow.transform(dataset.points("train").to(flow.transform.scale)).to(flow.dtype)
-    states = flow.lift(dequantised, generator(seed, "lift"))
-    found = ends.measure(states, data.condition, batch_size=job.trainer.batch_size, seed=seed)
-    moments = found.moments
-    if float(moments.delta) < DEGENERATE * float(moments.var_0 * moments.var_1):
-        raise JobError("the coupling's pairs are a linear map of each other: there is nothing left to learn")
-    if not resumed:
-        field = flow.field
-        assert isinstance(field, PathField)
-        field.moments.load_state_dict(moments.state_dict())
-    return metrics | {"transport_cost": found.cost, "transport_cost_independent": found.independent_cost}
-
-
-def _fit_coupling(
-    config: Mapping[str, Any],
-    dataset: Dataset,
-    coupling: Coupling,
-    base: Base,
-    flow: ContinuousFlow,
-    data: TrainingData,
-) -> dict[str, Any]:
-    """Fit what a coupling keeps for the whole training; how long that took, and how good it is."""
-    seed, began = build.seed(config), time.perf_counter()
-    if isinstance(coupling, Reflow):
-        console.console().print(f"drawing {coupling.pairs:,} pairs from {coupling.ckpt}")
-        coupling.fill(*_reflow_pairs(coupling, _teacher(config, coupling, dataset), base, flow, seed))
-    elif isinstance(coupling, Semidiscrete):
-        console.console().print(f"fitting coupling=semidiscrete to {len(data.train):,} points")
-    coupling.prepare(data.train, base, seed, condition=data.condition, jitter=data.jitter)
-    if not isinstance(coupling, Reflow | Semidiscrete):
-        return {}
-    metrics = {"coupling_fit_seconds": time.perf_counter() - began}
-    return metrics | ({"coupling_error": coupling.largest_error} if isinstance(coupling, Semidiscrete) else {})
-
-
-def _teacher(config: Mapping[str, Any], coupling: Reflow, dataset: Dataset) -> Flow:
-    """The flow whose pairs are learned: it takes standard normal latents to events like the data's, one to one.
-
-    Raises:
-        UserError: it cannot be opened, or is not such a flow.
-    """
-    said = f"coupling.ckpt={coupling.ckpt}"
-    try:
-        teacher = build.load(coupling.ckpt, device=str(config["device"]), trusted=config.get("trust") or ())
-    except UserError as error:
-        raise UserError(f"{said}: {error}".replace("--ckpt ", "", 1)) from error
-    if teacher.event_shape != dataset.event_shape:
-        raise UserError(f"{said}: its events have the shape {teacher.event_shape}, the data's {dataset.event_shape}")
-    if isinstance(teacher, ContinuousFlow) and isinstance(teacher.solver, Stochastic):
-        raise UserError(f"{said}: it samples by an SDE, which pairs no noise with an event")
-    if isinstance(teacher, AugmentedFlow):
-        raise UserError(f"{said}: its latents have coordinates more than its events (model.augment_dim)")
-    if isinstance(teacher, ContinuousFlow | DiscreteFlow) and not teacher.start.is_gaussian:
-        raise UserError(f"{said}: it does not start from Gaussian noise")
-    return teacher
-
-
-@torch.no_grad()
-def _reflow_pairs(
-    coupling: Reflow, teacher: Flow, base: Base, flow: ContinuousFlow, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise and what the teacher makes of it, (P, ...) each, in the new flow's units."""
-    z = rows(StandardNormal(tuple(base.mean.shape)).sample, seed, "reflow", 0, coupling.pairs)
-    events = teacher.decode(z, batch_size=PAIRS_AT_ONCE).value
-    return base.from_latent(z.double()).to(flow.start.mean), flow.transform(events).to(flow.start.mean)
 
 
 def _description(config: Mapping[str, Any], dataset: Dataset, folder: Path) -> dict[str, Any]:
