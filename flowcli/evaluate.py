@@ -105,7 +105,7 @@ class Evaluation:
         found["nll_standardised"] = float(found["nll"]) + float(dataset.transform.log_det)
         baseline = gaussian_nll(dataset.points("train"), x)
         found |= {} if baseline is None else {"nll_gaussian": baseline}
-        found |= against_truth(log_prob, x, dataset)
+        found |= against_truth(log_prob, true_log_prob(x, dataset), dataset)
         if dataset.discrete:
             draws = [log_prob]
             for draw in range(1, self.dequantization_draws):
@@ -232,9 +232,13 @@ def scores(flow: Flow, result: Result) -> Metrics:
     return found
 
 
-def against_truth(log_prob: Tensor, x: Tensor, dataset: Dataset) -> Metrics:
-    """The true density's NLL on the same points x (N, ...), and the paired gap of log_prob (N,); {} where unknown."""
-    truth = None if dataset.target is None else dataset.target.log_prob(x)
+def true_log_prob(x: Tensor, dataset: Dataset) -> Tensor | None:
+    """The true density's logarithm at x (N, ...), (N,), where it is known."""
+    return None if dataset.target is None else dataset.target.log_prob(x)
+
+
+def against_truth(log_prob: Tensor, truth: Tensor | None, dataset: Dataset) -> Metrics:
+    """The true density's NLL out of its logarithms (N,), and the paired gap of log_prob (N,); {} where unknown."""
     if dataset.target is None or truth is None:
         return {}
     gap = metrics.mean_and_stderr(truth - log_prob)

@@ -96,7 +96,7 @@ class AugmentedFlow(ContinuousFlow):
             of_extra = StandardNormal((self.extra,)).to(device=self.device, dtype=self.dtype)
             values, nfe = [], 0
             for draw in range(self.draws):
-                state = self._to_state(self._to_model(x[first:last]), first, draw=draw)
+                state = self._to_state(self.to_model(x[first:last]), first, draw=draw)
                 found = self.density(state, self.divergence.directions(state, seed, first), condition=condition)
                 values.append(found.log_prob - of_extra.log_prob(state[:, -self.extra :])[:, None])
                 nfe = max(nfe, found.nfe)

@@ -3,10 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from flowcli.bases import Base
+from flowcli.errors import UserError
 from flowcli.transforms import Affine
 
 
@@ -50,6 +53,7 @@ class Flow(nn.Module):
 
     event_shape: tuple[int, ...]
     transform: Affine
+    start: Base
 
     @property
     def no_likelihood(self) -> str | None:
@@ -57,18 +61,30 @@ class Flow(nn.Module):
         return None
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
         """Where the flow computes."""
+        return self.start.mean.device
 
     @property
-    @abstractmethod
     def dtype(self) -> torch.dtype:
         """What the flow computes in."""
+        return self.start.mean.dtype
 
-    @abstractmethod
-    def cast(self, dtype: torch.dtype, device: torch.device) -> "Flow":
+    def cast(self, dtype: torch.dtype, device: torch.device) -> Self:
         """Move to a device and compute in this dtype; the transform to data units stays in float64."""
+        for part in self.children():
+            part.to(device=device, dtype=torch.float64 if part is self.transform else dtype)
+        return self
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """Events x (B, ...) in model units, in the flow's dtype and on its device.
+
+        Raises:
+            UserError: events of another shape.
+        """
+        if tuple(x.shape[1:]) != self.event_shape:
+            raise UserError(f"events must have the shape {self.event_shape}, got {tuple(x.shape[1:])}")
+        return self.transform(x.to(device=self.device, dtype=torch.float64)).to(self.dtype)
 
     @abstractmethod
     def sample(

@@ -87,23 +87,6 @@ class ContinuousFlow(Flow):
         other.divergence = divergence
         return other
 
-    def cast(self, dtype: torch.dtype, device: torch.device) -> Self:
-        """Move to a device and compute in this dtype; the transform stays in float64."""
-        self.field.to(device=device, dtype=dtype)
-        self.start.to(device=device, dtype=dtype)
-        self.transform.to(device=device, dtype=torch.float64)
-        return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What states are computed in."""
-        return self.start.mean.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where states are computed."""
-        return self.start.mean.device
-
     @property
     def state_shape(self) -> tuple[int, ...]:
         """Shape of what is solved, and of a latent."""
@@ -144,7 +127,7 @@ class ContinuousFlow(Flow):
         """Latents z (B, ...) of events x (B, ...)."""
 
         def chunk(first: int, last: int, condition: Tensor | None) -> Result:
-            state = self._to_state(self._to_model(x[first:last]), first, draw=0)
+            state = self._to_state(self.to_model(x[first:last]), first, draw=0)
             solver = self._ode("latents")
             clock = clock_of(self.field, solver, state.dtype)
             solution = solver.solve(
@@ -167,7 +150,7 @@ class ContinuousFlow(Flow):
         """
 
         def chunk(first: int, last: int, condition: Tensor | None) -> Result:
-            state = self._to_model(x[first:last])
+            state = self.to_model(x[first:last])
             density = self.density(state, self.divergence.directions(state, seed, first), condition=condition)
             values = density.log_prob.double() + self.transform.log_det
             probes = values.shape[1]
@@ -191,7 +174,7 @@ class ContinuousFlow(Flow):
     def velocity(self, x: Tensor, t: Tensor, *, condition: Tensor | None = None) -> Tensor:
         """dx/dt (B, ...) at x (B, ...) in data units and t, a scalar or (B,)."""
         u = 1 - t.to(device=self.device, dtype=self.dtype)
-        return self.field.velocity(self._to_model(x), u, condition).double() * self.transform.scale
+        return self.field.velocity(self.to_model(x), u, condition).double() * self.transform.scale
 
     def density(
         self,
@@ -243,11 +226,6 @@ class ContinuousFlow(Flow):
     def _to_state(self, x: Tensor, first: int, *, draw: int) -> Tensor:
         """The states of events number first, first + 1, ... (B, ...) in model units."""
         return x
-
-    def _to_model(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != self.event_shape:
-            raise UserError(f"events must have the shape {self.event_shape}, got {tuple(x.shape[1:])}")
-        return self.transform(x.to(device=self.device, dtype=torch.float64)).to(self.dtype)
 
     def _latent(self, z: Tensor) -> Tensor:
         if tuple(z.shape[1:]) != self.state_shape:

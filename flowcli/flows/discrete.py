@@ -48,23 +48,6 @@ class DiscreteFlow(Flow):
         self.layers = nn.ModuleList(layers)
         self.start, self.transform, self.event_shape = start, transform, event_shape
 
-    def cast(self, dtype: torch.dtype, device: torch.device) -> "DiscreteFlow":
-        """Move to a device and compute in this dtype; the transform stays in float64."""
-        self.layers.to(device=device, dtype=dtype)
-        self.start.to(device=device, dtype=dtype)
-        self.transform.to(device=device, dtype=torch.float64)
-        return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What layers compute in."""
-        return self.start.mean.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where layers compute."""
-        return self.start.mean.device
-
     # ------------------------------------------------------------ what training maximises
     def density(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """Log-density (B,) of x (B, ...), both in model units; differentiable."""
@@ -97,7 +80,7 @@ class DiscreteFlow(Flow):
         _refuse(condition)
 
         def chunk(first: int, last: int, condition: Tensor | None) -> Result:
-            noise, _ = self._to_noise(self._to_model(x[first:last]), self.layers)
+            noise, _ = self._to_noise(self.to_model(x[first:last]), self.layers)
             return Result(self.start.to_latent(noise), 1, "done")
 
         return in_chunks(chunk, len(x), batch_size, condition, self.event_shape)
@@ -108,7 +91,7 @@ class DiscreteFlow(Flow):
         """Log-density of x (B, ...) in nats, data units; exact, so the seed has no effect."""
 
         def chunk(first: int, last: int, condition: Tensor | None) -> Result:
-            density = self.density(self._to_model(x[first:last]), condition)
+            density = self.density(self.to_model(x[first:last]), condition)
             return Result(density.double() + self.transform.log_det, 1, "done")
 
         return in_chunks(chunk, len(x), batch_size, condition, ())
@@ -136,18 +119,13 @@ class DiscreteFlow(Flow):
         """
 
         def chunk(first: int, last: int, condition: Tensor | None) -> Result:
-            state, count = self._to_model(x[first:last]), len(self.layers)
+            state, count = self.to_model(x[first:last]), len(self.layers)
             columns = [self._density(state, self.layers[count - k :]) for k in range(count + 1)]
             return Result(torch.stack(columns, 1).double() + self.transform.log_det, 1, "done")
 
         return in_chunks(chunk, len(x), batch_size, None, (len(self.layers) + 1,))
 
     # ------------------------------------------------------------ through the layers
-    def _to_model(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != self.event_shape:
-            raise UserError(f"events must have the shape {self.event_shape}, got {tuple(x.shape[1:])}")
-        return self.transform(x.to(device=self.device, dtype=torch.float64)).to(self.dtype)
-
     def _to_data(self, noise: Tensor) -> Result:
         *_, x = self._states(noise.to(device=self.device, dtype=self.dtype))
         return Result(self.transform.inverse(x.double()), 1, "done")

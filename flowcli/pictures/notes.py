@@ -61,8 +61,7 @@ def _pairs(flow: ContinuousFlow, dataset: Dataset, ends: Ends, file: Path, seed:
     """The same noise and data, paired by chance, by an exact plan, and as the flow was trained."""
     draws = generator(seed, "pairs")
     data = dataset.points("train")
-    x_1 = flow.transform(data[torch.randint(len(data), (PAIRS,), generator=draws)].to(flow.device)).to(flow.dtype)
-    x_1 = flow.lift(x_1, draws)
+    x_1 = flow.lift(flow.to_model(data[torch.randint(len(data), (PAIRS,), generator=draws)]), draws)
     x_0 = ends.base.sample(PAIRS, draws).to(x_1)
     ways: dict[str, Coupling] = {"independent": Independent(), "optimal": OT(minibatch=PAIRS)}
     if not isinstance(ends.coupling, Independent | OT):
@@ -127,7 +126,7 @@ def _layers(flow: DiscreteFlow, dataset: Dataset, file: Path, batch_size: int) -
 def _frames(flow: ContinuousFlow, dataset: Dataset, folder: Path, batch_size: int) -> list[str]:
     """p_t of the model; the divergence of its field; the residual of the continuity equation where that is known."""
     xs, ys, points = _view(dataset, SIDE)
-    states = flow.transform(points.to(flow.device)).to(flow.dtype)
+    states = flow.to_model(points)
     scale = float(flow.transform.log_det)
 
     def log_density(t: float) -> np.ndarray:
@@ -158,7 +157,7 @@ def _divergence(flow: ContinuousFlow, dataset: Dataset, file: Path, mask: np.nda
     """Where the field makes density (a sink of the flux: div v < 0 gathers) and where it thins it, with arrows."""
     xs, ys, points = _view(dataset, SIDE)
     _, _, few = _view(dataset, ARROWS)
-    states, exact = flow.transform(points.to(flow.device)).to(flow.dtype), Exact()
+    states, exact = flow.to_model(points), Exact()
     panels, arrows = [], []
     for t in MAP_TIMES:
         u = states.new_tensor(1 - t)

@@ -68,7 +68,7 @@ def _finite(nfe: Array, value: Array, error: Array) -> tuple[Array, Array, Array
     rows = np.stack([np.asarray(part, dtype=float) for part in (nfe, value, error)])
     rows = rows[:, np.isfinite(rows[:2]).all(axis=0) & (rows[0] > 0)]
     rows = rows[:, np.argsort(rows[0], kind="stable")]
-    return rows[0], rows[1], np.nan_to_num(rows[2], nan=0.0)
+    return rows[0], rows[1], np.where(np.isfinite(rows[2]), rows[2], 0.0)
 
 
 def _log_values(axes: Axes, levels: Array) -> None:

@@ -16,7 +16,6 @@ from flowcli.errors import JobError, UserError
 from flowcli.flows.augmented import AugmentedFlow
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
-from flowcli.flows.discrete import DiscreteFlow
 from flowcli.flows.fields import PathField
 from flowcli.randomness import generator, rows
 from flowcli.run import RunFolder
@@ -77,8 +76,7 @@ def fit(
         console.console().print(
             "this coupling changes the marginals: the flow leads from the noise to the data as the plan re-weights both"
         )
-    dequantised = flow.transform(dataset.points("train").to(flow.transform.scale)).to(flow.dtype)
-    states = flow.lift(dequantised, generator(seed, "lift"))
+    states = flow.lift(flow.to_model(dataset.points("train")), generator(seed, "lift"))
     found = ends.measure(states, data.condition, batch_size=batch_size, seed=seed)
     moments = found.moments
     if float(moments.delta) < DEGENERATE * float(moments.var_0 * moments.var_1):
@@ -129,7 +127,7 @@ def _teacher(config: Mapping[str, Any], coupling: Reflow, dataset: Dataset) -> F
         raise UserError(f"{said}: it samples by an SDE, which pairs no noise with an event")
     if isinstance(teacher, AugmentedFlow):
         raise UserError(f"{said}: its latents have coordinates more than its events (model.augment_dim)")
-    if isinstance(teacher, ContinuousFlow | DiscreteFlow) and not teacher.start.is_gaussian:
+    if not teacher.start.is_gaussian:
         raise UserError(f"{said}: it does not start from Gaussian noise")
     return teacher
 

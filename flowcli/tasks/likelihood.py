@@ -54,8 +54,8 @@ def run(config: Mapping[str, Any], folder: Path) -> float:
     nll, stderr = float(found["nll"]), float(found["nll_stderr"])
     truth = None
     if scored.dataset is not None:
-        found |= evaluate.against_truth(log_prob, scored.x, scored.dataset)
-        truth = None if scored.dataset.target is None else scored.dataset.target.log_prob(scored.x)
+        truth = evaluate.true_log_prob(scored.x, scored.dataset)
+        found |= evaluate.against_truth(log_prob, truth, scored.dataset)
     if scored.discrete:
         count = build.evaluation(config).dequantization_draws
         others = [flow.log_prob(scored.draw(k), seed=seed, batch_size=batch_size).value.cpu() for k in range(1, count)]

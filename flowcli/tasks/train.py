@@ -42,13 +42,13 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
     opened: dict[str, Dataset] = {}
     for config in configs:
         build.training(config, build.mathematics(config))
-        build.evaluation(config)
+        evaluation = build.evaluation(config)
         node = json.dumps(config.get("data"), sort_keys=True, default=str)
         if node not in opened:
             opened[node] = build.source(config).load()
         dataset = opened[node]
         job = _Job.of(config, dataset)
-        build.evaluation(config).require(job.flow, dataset)
+        evaluation.require(job.flow, dataset)
         if job.ends is not None:
             coupling.check(config, dataset, job.flow, job.ends)
         if job.objective is not None:
@@ -76,15 +76,11 @@ class _Job:
 
     def data(self, dataset: Dataset) -> TrainingData:
         """The splits in model units, in the flow's dtype, on its device."""
-        transform, dtype = self.flow.transform, self.flow.dtype
-
-        def to_model(x: torch.Tensor) -> torch.Tensor:
-            return transform(x.to(transform.scale)).to(dtype)
-
-        width = dataset.bin_width
-        jitter = None if width is None else (width.to(transform.scale) / transform.scale).to(dtype)
+        flow, width, scale = self.flow, dataset.bin_width, self.flow.transform.scale
+        jitter = None if width is None else (width.to(scale) / scale).to(flow.dtype)
         mixture = None if dataset.mixture is None else dataset.mixture.through(dataset.transform)
-        return TrainingData(to_model(dataset.train), to_model(dataset.points("validation")), jitter, None, mixture)
+        train, validation = flow.to_model(dataset.train), flow.to_model(dataset.points("validation"))
+        return TrainingData(train, validation, jitter, None, mixture)
 
 
 def run(config: Mapping[str, Any], folder: Path) -> float | None:

@@ -13,7 +13,6 @@ from flowcli import build, console, metrics, plots
 from flowcli.errors import UserError
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
-from flowcli.flows.discrete import DiscreteFlow
 from flowcli.randomness import generator
 from flowcli.run import Checkpoint, write_json
 from flowcli.sde import Stochastic
@@ -71,7 +70,6 @@ def run(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, folder: P
 
 def _noise(flow: Flow, n: int, seed: int, *key: int) -> Tensor:
     """What latents should be draws of (n, ...): N(0, I), or the standardised base where that is no Gaussian."""
-    assert isinstance(flow, ContinuousFlow | DiscreteFlow)
     noise = flow.start.sample(n, generator(seed, "noise", *key)).to(flow.start.mean)
     return flow.start.to_latent(noise).double().cpu()
 
