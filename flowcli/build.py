@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowcli import trust
 from flowcli.bases import Base, Empirical
+from flowcli.checkpoints import Checkpoint, find_checkpoint
 from flowcli.couplings import Coupling
 from flowcli.dataset import Dataset, Mixture, Source
 from flowcli.divergence import Divergence
@@ -26,7 +27,7 @@ from flowcli.flows.parts import Model, Parts
 from flowcli.objectives import MaximumLikelihood, Objective, Regression
 from flowcli.paths import Path as ProbabilityPath
 from flowcli.randomness import generator
-from flowcli.run import POINTERS, WEIGHTS, Checkpoint, find_checkpoint
+from flowcli.run import POINTERS, WEIGHTS
 from flowcli.sde import Stochastic
 from flowcli.solvers import Solver
 from flowcli.transforms import Affine

@@ -226,9 +226,9 @@ def _refuse_bare_words(words: Sequence[str]) -> None:
 # ---------------------------------------------------------------- a run's own config, frozen
 def _freeze(request: Request, ckpt: Path, overrides: Sequence[Any]) -> None:
     """Offer a checkpoint's config to Hydra, and refuse to change what belongs to its training."""
-    from flowcli import run
+    from flowcli.checkpoints import find_checkpoint
 
-    checkpoint = run.find_checkpoint(ckpt, which=request.which or keys(request.verb)["which"][0])
+    checkpoint = find_checkpoint(ckpt, which=request.which or keys(request.verb)["which"][0])
     free = list(
         dict.fromkeys([*ON_CHECKPOINT[request.verb], *(key for key in keys(request.verb) if key not in FLAGS_ONLY)])
     )
@@ -259,7 +259,7 @@ def _refuse_fewer_steps(overrides: Sequence[Any], done: int) -> None:
 
 def _reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
     """Offer the config of a run that goes on; return the overrides that lead Hydra back into its folder."""
-    from flowcli import run
+    from flowcli import checkpoints, run
 
     if request.multirun or request.config_name is not None:
         raise UserError("--resume goes on with one run and its own config: leave out --multirun and --config-name")
@@ -269,7 +269,7 @@ def _reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
             raise UserError(f"{override.input_line}: with --resume only {', '.join(ON_RESUME)} may change")
     resume = Path(str(request.resume))
     try:
-        checkpoint = run.find_checkpoint(resume, which="last")
+        checkpoint = checkpoints.find_checkpoint(resume, which="last")
         folder, config, choices = checkpoint.run, checkpoint.config, checkpoint.choices
         _refuse_fewer_steps(overrides, int(checkpoint.description.get("step", 0)))
     except _FewerSteps:
@@ -278,8 +278,8 @@ def _reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
         if not (resume / run.RUN_FILE).is_file() or any(resume.glob("checkpoints/step-*")):
             raise UserError(str(error).replace("--ckpt", "--resume", 1)) from error
         # stopped before its first checkpoint: it starts over in place
-        folder, config = resume, run.read_config(resume / ".hydra" / "resolved.yaml")
-        choices = run.read_config(resume / ".hydra" / "choices.yaml")
+        folder, config = resume, checkpoints.read_config(resume / ".hydra" / "resolved.yaml")
+        choices = checkpoints.read_config(resume / ".hydra" / "choices.yaml")
     register_frozen(config, choices)
     # output_subdir: .hydra/ keeps what was first asked; what changes now is in the checkpoints that follow
     return [f"hydra.run.dir={quote(folder.resolve())}", "hydra.output_subdir=null"]
@@ -494,7 +494,7 @@ class Job:
         """Mark the folder as a run and write what was asked; a run that goes on keeps what was first asked."""
         import yaml
 
-        from flowcli import run
+        from flowcli import run, storage
 
         if not config.get("resume"):
             run.RunFolder.create(folder, self.verb)
@@ -502,7 +502,7 @@ class Job:
             (folder / ".hydra").mkdir(exist_ok=True)
             for name, content in (("resolved.yaml", config), ("choices.yaml", asked)):
                 text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
-                run.write_bytes(folder / ".hydra" / name, text.encode())
+                storage.write_bytes(folder / ".hydra" / name, text.encode())
         run.RunFolder(folder).reopen()
 
 

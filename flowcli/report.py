@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowcli.errors import UserError
-from flowcli.run import RunRecord
+from flowcli.records import RunRecord
 
 Scalar = float | int | str | bool | None
 

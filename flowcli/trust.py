@@ -1,6 +1,6 @@
 """Which classes a config may name, and where the configs that flowcli ships are.
 
-A `_target_` is compared whole: a rule by prefix would let `flowcli.run.os.system` through.
+A `_target_` is compared whole: a rule by prefix would let `flowcli.storage.os.system` through.
 Importing this module imports neither torch nor Hydra.
 """
 

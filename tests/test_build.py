@@ -176,7 +176,14 @@ def test_the_base_is_the_right_one_for_its_path(path, scale):
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "flowcli.run.os.system", "flowcli.run.write_bytes", "pathlib.Path.write_text", "builtins.eval", "x"],
+    [
+        "os.system",
+        "flowcli.storage.os.system",
+        "flowcli.storage.write_bytes",
+        "pathlib.Path.write_text",
+        "builtins.eval",
+        "x",
+    ],
 )
 def test_a_target_that_is_not_shipped_is_not_built(target):
     with pytest.raises(UserError):

@@ -15,7 +15,7 @@ from conftest import REPOSITORY, Tasks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowcli import cli, launch, run, trust
+from flowcli import checkpoints, cli, launch, records, run, trust
 from flowcli.errors import Interrupted, JobError, UserError
 
 pytestmark = pytest.mark.usefixtures("toy_conf")
@@ -36,7 +36,7 @@ def flowcli(capfd: Captured) -> Callable[..., tuple[int, str, str]]:
 
 def train_for_real(config: dict[str, Any], folder: Path) -> None:
     """A toy task that leaves a checkpoint as flowcli.run lays it out."""
-    choices = run.read_config(folder / ".hydra" / "choices.yaml")
+    choices = checkpoints.read_config(folder / ".hydra" / "choices.yaml")
     run.RunFolder(folder).save_checkpoint(
         1, weights={}, config=config, description={"choices": choices}, state={}, best=True
     )
@@ -194,7 +194,7 @@ def test_failures(crash: str, status: int, message: str, tasks: Tasks, flowcli: 
     assert (got, out, err.count("\n")) == (status, "", 1), err
     assert err.startswith(f"flowcli train: {message}")
     if crash in ("user", "job", "bug"):
-        (record,) = run.collect([Path("outputs/r")])
+        (record,) = records.collect([Path("outputs/r")])
         assert record.status == "failed" and record.reason in err
         assert ("Traceback" in Path("outputs/r/train.log").read_text()) == (crash != "user")
 
@@ -218,7 +218,7 @@ def test_a_sweep_goes_on_and_lists_its_failed_cells(tasks: Tasks, flowcli: Any) 
         "  outputs/s/1 (crash=job seed=1): non-finite loss at step 3; try trainer.lr=1e-4\n"
         "  outputs/s/2 (crash=bug seed=1): RuntimeError: boom second line; the traceback is in outputs/s/2/train.log\n"
     )
-    assert [record.status for record in run.collect([Path("outputs/s")])] == [
+    assert [record.status for record in records.collect([Path("outputs/s")])] == [
         "unfinished",
         "failed",
         "failed",
@@ -456,7 +456,7 @@ def test_targets_are_compared_whole() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("os.system", "subprocess.Popen", "builtins.eval", "nope.X", "flowcli.nope", "flowcli.run.collect"),
+        *("os.system", "subprocess.Popen", "builtins.eval", "nope.X", "flowcli.nope", "flowcli.records.collect"),
         *("flowcli.run.os.system", "flowcli.run.Path", "flowcli.run.shutil.rmtree"),
     ],
 )

@@ -14,7 +14,7 @@ import yaml
 
 from flowcli import report
 from flowcli.errors import UserError
-from flowcli.run import RunRecord
+from flowcli.records import RunRecord
 from flowcli.tasks import compare
 
 OT = {"_target_": "flowcli.paths.OT", "sigma_min": 1e-4}

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from flowcli import run
+from flowcli import checkpoints, records, run, storage
 from flowcli.errors import UserError
 
 CONFIG = {"seed": 0, "path": {"_target_": "flowcli.paths.OT", "sigma_min": 0.0}}
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> run.RunFolder:
 
 def test_a_checkpoint_comes_back_whole(folder):
     save(folder, 10, best=True, value=3.0)
-    found = run.find_checkpoint(folder.path)
+    found = checkpoints.find_checkpoint(folder.path)
     assert (found.config, found.choices, found.description["step"]) == (CONFIG, {"path": "ot"}, 10)
     assert found.tensors("raw")["w"].tolist() == [3.0, 3.0]
     assert found.tensors("ema")["w"].tolist() == [1.5, 1.5]
@@ -42,15 +42,15 @@ def test_pointers_keep_best_and_last_and_the_rest_goes(folder):
     for step, best in ((1, True), (2, False), (3, True), (4, False), (5, False)):
         save(folder, step, best=best)
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["best", "last", "step-3", "step-5"]
-    assert run.find_checkpoint(folder.path, "best").description["step"] == 3
-    assert run.find_checkpoint(folder.path, "last").description["step"] == 5
+    assert checkpoints.find_checkpoint(folder.path, "best").description["step"] == 3
+    assert checkpoints.find_checkpoint(folder.path, "last").description["step"] == 5
 
 
 def test_tensors_that_share_memory_are_saved(folder):
     shared = torch.ones(4)
     weights = {"raw": {"a": shared, "b": shared}, "ema": {"a": shared[:2], "b": shared}}
     folder.save_checkpoint(1, weights=weights, config=CONFIG, description=DESCRIPTION, state={}, best=True)
-    assert run.find_checkpoint(folder.path).tensors("ema")["a"].tolist() == [1.0, 1.0]
+    assert checkpoints.find_checkpoint(folder.path).tensors("ema")["a"].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("what", ["run", "checkpoints", "step", "raw", "ema"])
@@ -58,7 +58,7 @@ def test_ckpt_may_be_a_run_a_folder_or_a_weights_file(folder, what):
     step = save(folder, 7, best=True)
     given = {"run": folder.path, "checkpoints": folder.checkpoints, "step": step}
     given |= {key: step / name for key, name in run.WEIGHTS.items()}
-    found = run.find_checkpoint(given[what])
+    found = checkpoints.find_checkpoint(given[what])
     assert found.folder == step
     assert found.weights == (what if what in run.WEIGHTS else None)
 
@@ -69,13 +69,13 @@ def test_latest_is_the_newest_run(folder, monkeypatch):
     save(other, 2, best=True)
     os.utime(other.checkpoints / "last", ns=(2**62, 2**62))
     monkeypatch.chdir(folder.path.parents[2])
-    assert run.find_checkpoint("latest").description["step"] == 2
+    assert checkpoints.find_checkpoint("latest").description["step"] == 2
 
 
 def test_a_moved_checkpoint_still_opens(folder, tmp_path):
     step = save(folder, 7, best=True)
     moved = step.rename(tmp_path / "elsewhere")
-    assert run.find_checkpoint(moved).run == moved
+    assert checkpoints.find_checkpoint(moved).run == moved
 
 
 class Explosive:
@@ -102,7 +102,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_line(folder, tmp_path
     monkeypatch.chdir(tmp_path)
     damage(save(folder, 1, best=True))
     with pytest.raises(UserError, match=message) as error:
-        run.find_checkpoint(folder.path)
+        checkpoints.find_checkpoint(folder.path)
     assert "\n" not in str(error.value)
     assert not Path("exploded").exists()
 
@@ -113,7 +113,7 @@ def test_weights_and_state_are_read_without_running_anything(folder, tmp_path, m
     (step / "state.pt").write_bytes(pickle.dumps(Explosive()))
     (step / "model.safetensors").write_bytes(pickle.dumps(Explosive()))
     (step / "ema.safetensors").write_bytes((step / "ema.safetensors").read_bytes()[:40])
-    found = run.find_checkpoint(folder.path)
+    found = checkpoints.find_checkpoint(folder.path)
     for read in (found.state, lambda: found.tensors("raw"), lambda: found.tensors("ema")):
         with pytest.raises(UserError, match="not a readable"):
             read()
@@ -125,7 +125,7 @@ def test_a_pointer_leads_nowhere_but_to_a_step_folder(folder, name):
     save(folder, 1, best=True)
     (folder.checkpoints / "best").write_text(name)
     with pytest.raises(UserError, match="names no checkpoint"):
-        run.find_checkpoint(folder.path)
+        checkpoints.find_checkpoint(folder.path)
 
 
 @pytest.mark.parametrize(
@@ -140,24 +140,24 @@ def test_a_pointer_leads_nowhere_but_to_a_step_folder(folder, name):
 def test_what_is_no_checkpoint_is_said(folder, monkeypatch, given, message):
     monkeypatch.chdir(folder.path.parent)
     with pytest.raises(UserError, match=message):
-        run.find_checkpoint(given)
+        checkpoints.find_checkpoint(given)
 
 
 def test_writes_are_all_or_nothing(tmp_path, monkeypatch):
     file = tmp_path / "metrics.json"
-    run.write_json(file, {"nll": 1.0})
+    storage.write_json(file, {"nll": 1.0})
 
     def fail(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        run.write_json(file, {"nll": 2.0})
+        storage.write_json(file, {"nll": 2.0})
     assert json.loads(file.read_text()) == {"nll": 1.0}
 
 
 def test_json_holds_no_nan(tmp_path):
-    run.write_json(tmp_path / "m.json", {"a": float("nan"), "b": [float("inf"), 1.5]})
+    storage.write_json(tmp_path / "m.json", {"a": float("nan"), "b": [float("inf"), 1.5]})
     assert json.loads((tmp_path / "m.json").read_text()) == {"a": None, "b": [None, 1.5]}
 
 
@@ -191,10 +191,10 @@ def test_collect_tells_done_failed_unfinished_and_broken_apart(tmp_path):
     finished(sweep / "4", None)
     (finished(sweep / "5", {"nll": 1.0}) / "metrics.json").write_text("{")
     (finished(sweep / "6", {"nll": 1.0}) / ".hydra" / "resolved.yaml").write_text("a: ${b}")
-    run.write_json(finished(sweep / "7", {"nll": 1.0}) / "run.json", {"format": 99, "verb": "train"})
+    storage.write_json(finished(sweep / "7", {"nll": 1.0}) / "run.json", {"format": 99, "verb": "train"})
     run.RunFolder.create(sweep / "samples", "sample")
-    records = run.collect([sweep, sweep / "2"])
-    assert [(r.path.name, r.status) for r in records] == [
+    found = records.collect([sweep, sweep / "2"])
+    assert [(r.path.name, r.status) for r in found] == [
         ("2", "done"),
         ("3", "failed"),
         ("4", "unfinished"),
@@ -203,12 +203,12 @@ def test_collect_tells_done_failed_unfinished_and_broken_apart(tmp_path):
         ("7", "broken"),
         ("10", "done"),
     ]
-    assert records[1].reason == "loss is nan"
-    assert all(r.reason for r in records if r.status != "done")
+    assert found[1].reason == "loss is nan"
+    assert all(r.reason for r in found if r.status != "done")
 
 
 def test_collect_says_where_there_is_no_run(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        run.collect([tmp_path / "x"])
+        records.collect([tmp_path / "x"])
     with pytest.raises(UserError, match="holds no training run"):
-        run.collect([tmp_path])
+        records.collect([tmp_path])

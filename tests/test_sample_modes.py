@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from flowcli import build, launch, pictures, trust
+from flowcli.checkpoints import find_checkpoint
 from flowcli.cli import main
 from flowcli.couplings import OT
 from flowcli.errors import JobError, UserError
-from flowcli.run import find_checkpoint
 from flowcli.solvers import FixedStep
 from flowcli.tasks import sample as task
 

@@ -284,7 +284,7 @@ def test_load_gives_the_flow_that_likelihood_scores(trained, capsys):
     assert main(["likelihood", "--ckpt", str(trained), "check_rows=20", "hydra.run.dir=l"]) == 0
     flow = flowcli.load(trained)
     from flowcli import build
-    from flowcli.run import find_checkpoint
+    from flowcli.checkpoints import find_checkpoint
 
     x = build.source(find_checkpoint(trained).config).load().points("test")
     scored = np.load("l/log_prob.npy")
@@ -319,10 +319,10 @@ def test_a_moved_run_and_a_changed_conf_change_nothing(trained, tmp_path, monkey
 def test_a_stranger_s_config_builds_nothing_of_its_own(trained, capsys):
     for step in (trained / "checkpoints").glob("step-*"):
         text = (step / "config.yaml").read_text()
-        (step / "config.yaml").write_text(text.replace("flowcli.paths.OT", "flowcli.run.os.system"))
+        (step / "config.yaml").write_text(text.replace("flowcli.paths.OT", "flowcli.storage.os.system"))
     assert main(["sample", "--ckpt", str(trained)]) == 2
     error = capsys.readouterr().err
-    assert "flowcli.run.os.system" in error and error.count("\n") == 1
+    assert "flowcli.storage.os.system" in error and error.count("\n") == 1
     with pytest.raises(flowcli.errors.UserError, match="os.system"):  # type: ignore[attr-defined]
         flowcli.load(trained)
     assert not Path("outputs").exists()

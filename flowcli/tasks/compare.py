@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flowcli import report
 from flowcli.errors import choice
-from flowcli.run import collect
+from flowcli.records import collect
 
 FORMATS = ("text", "csv", "json")
 

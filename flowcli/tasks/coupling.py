@@ -9,6 +9,7 @@ import torch
 
 from flowcli import build, console
 from flowcli.bases import Base, StandardNormal
+from flowcli.checkpoints import fitted_coupling
 from flowcli.couplings import Coupling, Reflow, Semidiscrete
 from flowcli.dataset import Dataset, TrainingData
 from flowcli.ends import Ends
@@ -68,7 +69,7 @@ def fit(
     run, seed = RunFolder(folder), build.seed(config)
     metrics: dict[str, Any] = {}
     if resumed:
-        coupling.load(run.coupling())
+        coupling.load(fitted_coupling(folder))
     else:
         metrics = _fit_coupling(config, dataset, coupling, ends.base, flow, data)
         run.save_coupling(coupling.state())

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flowcli import build
+from flowcli.checkpoints import Checkpoint
 from flowcli.dataset import Dataset, dequantize
 from flowcli.errors import UserError
-from flowcli.run import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowcli import build, console, evaluate, plots
 from flowcli.errors import UserError, integer
-from flowcli.run import write_json
+from flowcli.storage import write_json
 from flowcli.tasks.events import Events, open_events
 
 

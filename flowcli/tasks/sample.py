@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import torch
 
 from flowcli import build
+from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError, choice, integer
 from flowcli.flows.base import Flow
-from flowcli.run import Checkpoint
 from flowcli.tasks.modes import encode, explain, files, interpolate, nfe, samples
 
 

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from flowcli import build, console, pictures
+from flowcli.checkpoints import find_checkpoint
 from flowcli.dataset import Dataset, TrainingData
 from flowcli.ends import Ends
 from flowcli.engine import Progress, Trainer
@@ -25,7 +26,8 @@ from flowcli.flows.base import Flow
 from flowcli.objectives import Objective
 from flowcli.parametrizations import Raw
 from flowcli.provenance import environment
-from flowcli.run import REFERENCE_FILE, RunFolder, find_checkpoint, write_json
+from flowcli.run import REFERENCE_FILE, RunFolder
+from flowcli.storage import write_json
 from flowcli.tasks import coupling
 
 REFERENCE_ROWS = 5000

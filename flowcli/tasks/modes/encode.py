@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from flowcli import build, console, metrics, plots
+from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
 from flowcli.randomness import generator
-from flowcli.run import Checkpoint, write_json
 from flowcli.sde import Stochastic
+from flowcli.storage import write_json
 from flowcli.tasks.events import open_events
 from flowcli.tasks.modes import files
 

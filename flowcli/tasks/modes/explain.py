@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from flowcli import build, console, pictures
+from flowcli.checkpoints import Checkpoint, fitted_coupling
 from flowcli.dataset import Dataset
 from flowcli.ends import Ends
 from flowcli.flows.base import Flow
-from flowcli.run import Checkpoint, RunFolder
 from flowcli.tasks.events import open_dataset
 
 KEYS: tuple[str, ...] = ()
@@ -42,6 +42,6 @@ def _ends(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, dataset
     if maths.coupling is None:
         return None
     if not maths.coupling.independent:
-        maths.coupling.load(RunFolder(checkpoint.run).coupling())
+        maths.coupling.load(fitted_coupling(checkpoint.run))
     shape = maths.model.state_shape(dataset.event_shape)
     return Ends(build.base(config, shape, dataset.transform, flow.state_dict()), maths.coupling)

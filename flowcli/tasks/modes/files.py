@@ -12,8 +12,9 @@ import yaml
 from torch import Tensor
 
 from flowcli import launch
+from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError, integer
-from flowcli.run import REFERENCE_FILE, Checkpoint
+from flowcli.run import REFERENCE_FILE
 
 ENDINGS = (".npy", ".csv", ".parquet")
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from flowcli import console, latent, plots
+from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError, integer, number
 from flowcli.flows.base import Flow
-from flowcli.run import Checkpoint, write_json
+from flowcli.storage import write_json
 from flowcli.tasks.events import Events, column_names, open_events
 from flowcli.tasks.modes import files
 from flowcli.tasks.modes.encode import require_latents

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from flowcli import build, console, metrics, plots
+from flowcli.checkpoints import Checkpoint
 from flowcli.dataset import Dataset
 from flowcli.errors import JobError, UserError, integer
 from flowcli.evaluate import Truth
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
 from flowcli.randomness import generator
-from flowcli.run import Checkpoint, write_json
 from flowcli.solvers import FIXED, FixedStep
+from flowcli.storage import write_json
 from flowcli.tasks.events import open_dataset
 
 KEYS: tuple[str, ...] = ("nfe", "draws")

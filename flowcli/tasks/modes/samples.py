@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from flowcli import build, console, pictures
+from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError, integer
 from flowcli.flows.base import Flow
-from flowcli.run import Checkpoint, write_json
+from flowcli.storage import write_json
 from flowcli.tasks.events import column_names
 from flowcli.tasks.modes import files
 
