@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from flowcli import trust
+from flowcli.allowance import Allowance
 from flowcli.bases import Base, Empirical
-from flowcli.checkpoints import Checkpoint, find_checkpoint
+from flowcli.checkpoints import Checkpoint, find_checkpoint, flatten
 from flowcli.couplings import Coupling
 from flowcli.dataset import Dataset, Mixture, Source
 from flowcli.divergence import Divergence
@@ -24,6 +25,7 @@ from flowcli.evaluate import Evaluation
 from flowcli.flows.base import Flow
 from flowcli.flows.discrete import Discrete
 from flowcli.flows.parts import Model, Parts
+from flowcli.foreign import printable, short
 from flowcli.objectives import MaximumLikelihood, Objective, Regression
 from flowcli.paths import Path as ProbabilityPath
 from flowcli.randomness import generator
@@ -33,6 +35,8 @@ from flowcli.solvers import Solver
 from flowcli.transforms import Affine
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+LARGEST_SIZE = 100_000
+"""A whole number in a checkpoint's model that needs no explanation; a larger one counts some of its weights."""
 
 
 # ---------------------------------------------------------------- one node
@@ -215,6 +219,8 @@ def base(
     made = _expect(Base, construct(config.get("base"), "base", event_shape=shape), "base")
     if isinstance(made, Empirical):
         made.fill(_other_data(made, shape, transform) if tensors is None else tensors["start.points"].double())
+        if not len(made.points):
+            raise UserError("base: it holds no points to draw from")
     return made
 
 
@@ -279,18 +285,53 @@ def restore(config: Mapping[str, Any], checkpoint: Checkpoint, weights: str, tru
     """
     groups = ("model", "network", "path", "coupling", "base", "solver", "divergence")
     trust.refuse_untrusted({group: config.get(group) for group in groups}, trusted)
-    shape = checkpoint.description.get("event_shape")
-    if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and 0 < n <= 1 << 20 for n in shape):
+    if checkpoint.description.get("event_shape") is None:
         raise UserError(f"{checkpoint.folder}: description.json names no event shape")
     tensors = checkpoint.tensors(choice("weights", weights, WEIGHTS))
-    event_shape = tuple(shape)
-    flow = _flow(config, 0, event_shape, Affine.identity(event_shape), None, None, tensors)
+    event_shape = tuple(checkpoint.description["event_shape"])
+    _refuse_foreign(config, checkpoint, tensors)
     try:
-        flow.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{checkpoint.folder}: the weights do not fit the config ({reason})") from error
+        with Allowance(tensors):
+            flow = _flow(config, 0, event_shape, Affine.identity(event_shape), None, None, tensors)
+    except UserError:
+        raise
+    except (ArithmeticError, IndexError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint.folder}: its config and weights do not go together ({short(error)})") from error
+    wrong = _misfit(flow.state_dict(), tensors)
+    if wrong is not None:
+        raise UserError(f"{checkpoint.folder}: the weights do not fit the config ({wrong})")
+    flow.load_state_dict(tensors)
+    if not bool((flow.transform.scale > 0).all()) or not bool((flow.start.std > 0).all()):
+        raise UserError(f"{checkpoint.folder}: the weights hold a scale that is not positive, so they are damaged")
     return flow.requires_grad_(False).eval()
+
+
+def _refuse_foreign(config: Mapping[str, Any], checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+    """Hold events and sizes against the weights, before anything is made of them."""
+    shift, event_shape = tensors["transform.shift"].shape, checkpoint.description["event_shape"]
+    if list(shift) != event_shape:
+        raise UserError(f"{checkpoint.folder}: its events have the shape {event_shape}, its weights' {list(shift)}")
+    most = max(LARGEST_SIZE, sum(tensor.numel() for tensor in tensors.values()))
+    for key, value in flatten({group: config.get(group) for group in ("model", "network", "base")}):
+        if isinstance(value, int) and abs(value) > most:
+            raise UserError(f"{checkpoint.folder}: {key}={value} is more than its weights hold numbers")
+
+
+def _misfit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """The first difference between two state dicts' names, shapes and kinds of numbers."""
+    for name in [*wanted, *found]:
+        if name not in found:
+            return f"there is no {name}"
+        if name not in wanted:
+            return f"nothing has a place for {printable(name[:80])}"
+        there, here = found[name], wanted[name]
+        if there.shape != here.shape:
+            return f"{name} has the shape {list(there.shape)}, wanted {list(here.shape)}"
+        if there.is_floating_point() != here.is_floating_point() or (there.dtype == torch.bool) != (
+            here.dtype == torch.bool
+        ):
+            return f"{name} is of {there.dtype}, wanted {here.dtype}"
+    return None
 
 
 def load(

@@ -3,17 +3,45 @@
 What is read here may come from a stranger (SECURITY.md). Importing this module does not import torch.
 """
 
-import json
+import math
+import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowcli import foreign
 from flowcli.errors import UserError
-from flowcli.run import CONFIG_FILE, COUPLING_FILE, DESCRIPTION_FILE, FORMAT, RUN_FILE, STATE_FILE, WEIGHTS, pointed
+from flowcli.run import (
+    CONFIG_FILE,
+    COUPLING_FILE,
+    DESCRIPTION_FILE,
+    FORMAT,
+    OLDEST,
+    OPTIMIZER_FILE,
+    PROGRESS_FILE,
+    RUN_FILE,
+    WEIGHTS,
+    pointed,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MOST_SETTINGS = 20_000
+"""Values in a config. Hydra copies each a dozen times."""
+LARGEST_DESCRIPTION = 1 << 23
+"""Bytes of a description.json: one of wide tables or of large images names every column, or every pixel's bin."""
+LARGEST_EVENT = 1 << 24
+"""Numbers in an event."""
+LARGEST_HEADER = 1 << 24
+"""Bytes of a weights file's header, about 100 a tensor."""
+HOLLOW = 1 << 26
+"""Bytes from which on a weights file must have half of its length on the disk: holes cost a stranger nothing."""
+_KEY = re.compile(r"[\w./@:+ -]+")
+"""Of a config, dots between: tab completion offers keys to a shell, which obeys other signs."""
+_CHOICE = re.compile(r"[A-Za-z][\w/]*(@[\w.]+)?")
 
 
 @dataclass(frozen=True)
@@ -52,24 +80,27 @@ class Checkpoint:
         """
         return _tensors(self.folder / WEIGHTS[weights])
 
-    def state(self) -> dict[str, Any]:
-        """What resuming needs; nothing but tensors and plain values is unpickled.
+    def state(self) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
+        """What resuming needs besides the weights: plain values, and the optimizer's tensors.
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: the files are missing, damaged, or of an older format.
         """
-        import pickle
-        import warnings
-
-        import torch
-
-        file = self.folder / STATE_FILE
+        if self.description["format"] < FORMAT:
+            raise UserError(
+                f"{self.folder}: written by an older flowcli (format {self.description['format']}, here {FORMAT}): "
+                "sample, likelihood and compare read it, but its training cannot go on"
+            )
+        file = self.folder / PROGRESS_FILE
+        values = foreign.read_json(file, self.folder)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of a pickle that is not its own before it refuses it
-                return torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            raise UserError(f"{file}: not a readable training state ({_short(error)})") from error
+            training, offsets = values["training"], values["offsets"]
+            whole = isinstance(training, dict) and isinstance(offsets, dict) and "coupling" in values
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: missing or damaged ({foreign.short(error)})") from error
+        if not whole or not all(isinstance(offset, int) and offset >= 0 for offset in offsets.values()):
+            raise UserError(f"{file}: not the progress of a training")
+        return values, _tensors(self.folder / OPTIMIZER_FILE)
 
 
 def fitted_coupling(run: Path) -> dict[str, "Tensor"]:
@@ -96,10 +127,35 @@ def _tensors(file: Path) -> dict[str, "Tensor"]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    real = foreign.inner(file, file.parent)
     try:
-        return _Tensors(file, load_file(file))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{file}: not a readable safetensors file ({_short(error)})") from error
+        _refuse_hollow(real)
+        tensors = load_file(real)
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({foreign.short(error)})") from error
+    for name, tensor in tensors.items():
+        if not _is_finite(tensor):
+            raise UserError(f"{file}: {foreign.printable(name[:80])} is not made of finite real numbers")
+    return _Tensors(file, tensors)
+
+
+def _is_finite(tensor: "Tensor") -> bool:
+    """Whether a tensor is of real numbers, every one finite."""
+    try:
+        return not tensor.numel() or all(math.isfinite(float(end)) for end in tensor.aminmax())
+    except (RuntimeError, TypeError):  # complex numbers, and floats of 8 bits or less
+        return False
+
+
+def _refuse_hollow(file: Path) -> None:
+    """Refuse what would take far more memory than it has bytes on the disk."""
+    found = os.stat(file)
+    with open(file, "rb") as handle:
+        header = int.from_bytes(handle.read(8), "little")
+    if header > LARGEST_HEADER:
+        raise ValueError(f"its header claims {header:,} bytes")
+    if found.st_size > HOLLOW and found.st_blocks * 512 < found.st_size // 2:
+        raise ValueError(f"of its {found.st_size:,} bytes less than half are there: copy it again")
 
 
 def find_checkpoint(ckpt: str | Path, which: str = "best") -> Checkpoint:
@@ -111,26 +167,34 @@ def find_checkpoint(ckpt: str | Path, which: str = "best") -> Checkpoint:
     path = latest_run(Path("outputs")) if str(ckpt) == "latest" else Path(ckpt)
     if not path.exists():
         raise UserError(f"--ckpt {ckpt}: no such file or folder")
-    if path.is_file():
-        keys = [key for key, name in WEIGHTS.items() if name == path.name]
-        if not keys:
-            raise UserError(
-                f"--ckpt {ckpt}: not a checkpoint; give a run, a folder step-N or {' or '.join(WEIGHTS.values())}"
-            )
-        return _open_checkpoint(path.parent, ckpt, keys[0])
+    if path.is_dir():
+        return _open_checkpoint(_step_folder(path, ckpt, which), ckpt, None)
+    keys = [key for key, name in WEIGHTS.items() if name == path.name]
+    if not keys:
+        raise UserError(
+            f"--ckpt {ckpt}: not a checkpoint; give a run, a folder step-N or {' or '.join(WEIGHTS.values())}"
+        )
+    return _open_checkpoint(path.parent, ckpt, keys[0])
+
+
+def _step_folder(path: Path, ckpt: str | Path, which: str) -> Path:
+    """The folder of a checkpoint: the one that is given, or the one that a run's pointer names."""
     if (path / CONFIG_FILE).is_file():
-        return _open_checkpoint(path, ckpt, None)
+        return path
     folder = path if path.name == "checkpoints" else path / "checkpoints"
     if not folder.is_dir():
         inner = sorted(child.name for child in path.iterdir() if (child / "checkpoints").is_dir())
-        hint = f"; it holds the runs {', '.join(inner[:8])}: name one" if inner else ""
+        hint = f"; it holds the runs {foreign.printable(', '.join(inner[:8]))}: name one" if inner else ""
         raise UserError(f"--ckpt {ckpt}: holds no checkpoint (a run has a folder checkpoints/){hint}")
+    foreign.refuse_links(path)
+    if (folder / which).exists():
+        foreign.read_text(folder / which, path, limit=100)
     name = pointed(folder, which)
     if name is None:
         raise UserError(
             f"--ckpt {ckpt}: {folder / which} names no checkpoint; was the run stopped before its first one?"
         )
-    return _open_checkpoint(folder / name, ckpt, None)
+    return folder / name
 
 
 def latest_run(root: Path) -> Path:
@@ -147,42 +211,95 @@ def latest_run(root: Path) -> Path:
 
 def _open_checkpoint(folder: Path, ckpt: str | Path, weights: str | None) -> Checkpoint:
     try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--ckpt {ckpt}: {folder / DESCRIPTION_FILE} is missing or damaged ({_short(error)})"
-        ) from error
+        foreign.refuse_links(folder)
+        description = foreign.read_json(folder / DESCRIPTION_FILE, folder, LARGEST_DESCRIPTION)
+    except UserError as error:
+        raise UserError(f"--ckpt {ckpt}: {error}") from error
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise UserError(f"--ckpt {ckpt}: {folder / DESCRIPTION_FILE} is not flowcli's")
     if description["format"] > FORMAT:
         raise UserError(
             f"--ckpt {ckpt}: written by a newer flowcli (format {description['format']}, here {FORMAT}): upgrade"
         )
-    if description["format"] < FORMAT:
+    if description["format"] < OLDEST:
         raise UserError(
             f"--ckpt {ckpt}: written before flowcli's first release (format {description['format']}, here {FORMAT}): "
             "train it again"
         )
-    return Checkpoint(folder, read_config(folder / CONFIG_FILE), description, weights)
+    wrong = _wrong_in(description)
+    if wrong is not None:
+        raise UserError(f"--ckpt {ckpt}: {folder / DESCRIPTION_FILE} is not flowcli's: {wrong}")
+    found = Checkpoint(folder, read_config(folder / CONFIG_FILE), description, weights)
+    if found.run != folder:
+        foreign.refuse_links(found.run)
+    return found
 
 
-def read_config(file: Path) -> dict[str, Any]:
+def _wrong_in(description: Mapping[str, Any]) -> str | None:
+    """What no description of ours holds, if there is anything."""
+    step, choices = description.get("step", 0), description.get("choices", {})
+    if not _is_count(step):
+        return "step must be a whole number"
+    if not isinstance(choices, dict) or not all(_is_choice(*pair) for pair in choices.items()):
+        return "choices must be options of config groups"
+    shape, columns, widths = (description.get(key) for key in ("event_shape", "columns", "bin_width"))
+    if shape is None:
+        return None  # no flow is restored without one
+    if not isinstance(shape, list) or not 0 < len(shape) <= 3 or not all(_is_count(n) and n > 0 for n in shape):
+        return "event_shape must be one to three whole numbers"
+    size = math.prod(shape)
+    if size > LARGEST_EVENT:
+        return f"an event may have {LARGEST_EVENT:,} numbers at most"
+    if columns is not None and not (isinstance(columns, list) and len(columns) == size and _are_names(columns)):
+        return "columns must be one name a number of an event, without control characters"
+    if widths is not None and _shape(widths) != shape:
+        return "bin_width must be one number >= 0 a number of an event"
+    return None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_names(columns: list[Any]) -> bool:
+    return all(isinstance(name, str) and not foreign.has_control(name) for name in columns)
+
+
+def _is_choice(group: object, option: object) -> bool:
+    """A group's name (data, hydra/job_logging, data@base.data) and an option's name, or none."""
+    names = isinstance(group, str) and (option is None or isinstance(option, str | int | float))
+    return names and _CHOICE.fullmatch(str(group)) is not None and not foreign.has_control(str(option))
+
+
+def _shape(node: Any) -> list[int] | None:
+    """The shape of nested lists of numbers >= 0, None where they have none."""
+    if not isinstance(node, list):
+        return [] if isinstance(node, int | float) and not isinstance(node, bool) and 0 <= node < math.inf else None
+    inner = [_shape(each) for each in node]
+    return [len(node), *inner[0]] if inner and inner[0] is not None and inner.count(inner[0]) == len(inner) else None
+
+
+def read_config(file: Path, inside: Path | None = None) -> dict[str, Any]:
     """A saved, resolved config. Interpolations are refused: they could read the environment.
 
-    Raises:
-        UserError: unreadable, not a mapping, or it holds `${`.
-    """
-    import yaml
+    inside: the folder that it may not lead out of; its own one, if None.
 
-    try:
-        config = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # safe, only faster
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: not a readable config ({_short(error)})") from error
+    Raises:
+        UserError: unreadable, not a mapping, or it holds `${`, a control character or a key that is no name.
+    """
+    config = foreign.read_yaml(file, inside or file.parent, most=MOST_SETTINGS)
     if not isinstance(config, dict):
         raise UserError(f"{file}: not a config (want a mapping, found {type(config).__name__})")
     for key, value in flatten(config):
         if "${" in key or (isinstance(value, str) and "${" in value):
-            raise UserError(f"{file}: {key} holds an interpolation (${{...}}), which a saved config may not")
+            shown = foreign.printable(key)
+            raise UserError(f"{file}: {shown} holds an interpolation (${{...}}), which a saved config may not")
+        if not _KEY.fullmatch(key):
+            raise UserError(f"{file}: {foreign.printable(key)!r} is not a key that a saved config may have")
+        if isinstance(value, str) and foreign.has_control(value):
+            raise UserError(f"{file}: {foreign.printable(key)} holds a control character, which a saved config may not")
+    if not all(_CHOICE.fullmatch(key) for key in config):
+        raise UserError(f"{file}: not a config (a key at its top is neither a word nor a group)")
     return config
 
 
@@ -193,7 +310,3 @@ def flatten(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
         yield prefix.removesuffix("."), node
     for key, value in children:
         yield from flatten(value, f"{prefix}{key}.")
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -12,8 +12,11 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from flowcli import processes
 from flowcli.evaluate import SelfCheck
+from flowcli.foreign import printable
 
 LINE_EVERY = 10.0
 """Seconds between two plain lines."""
@@ -22,9 +25,16 @@ Row = tuple[str, str, str]
 """A figure's name, its value with error, and what a perfect model would score."""
 
 
+class _Plain(Console):
+    """Takes a text for what it is: no markup, no emoji codes, and nothing that a terminal would obey."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})
+
+
 def console() -> Console:
-    """Standard output as it is now."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    """Standard output as it is now, of the process that leads; names in it are shown as they are written."""
+    return _Plain(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not processes.leads())
 
 
 class TrainingProgress:
@@ -34,7 +44,7 @@ class TrainingProgress:
         """steps: in all; first: where this training starts."""
         self._steps, self._console = steps, console()
         # bars of several worker processes would overwrite each other
-        self._live = self._console.is_terminal and multiprocessing.parent_process() is None
+        self._live = processes.leads() and self._console.is_terminal and multiprocessing.parent_process() is None
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),

@@ -5,17 +5,20 @@ Everything random is a function of (seed, stream, step), so a step can be repeat
 
 import copy
 import math
+import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from flowcli import processes
 from flowcli.dataset import Batch, TrainingData
 from flowcli.ends import Ends
-from flowcli.errors import JobError, UserError, boolean, choice, integer, number
+from flowcli.errors import Interrupted, JobError, UserError, boolean, choice, integer, number
 from flowcli.flows.base import Flow
 from flowcli.objectives import Example, Objective
 from flowcli.randomness import generator
@@ -31,7 +34,7 @@ class Observer(Protocol):
         """A line for metrics.jsonl and one for timings.jsonl."""
         ...
 
-    def checkpoint(self, progress: "Progress", flow: Flow, average: Flow, *, best: bool) -> None:
+    def checkpoint(self, progress: "Progress", flow: Flow, average: Flow, optimizer: Mapping[str, Tensor]) -> None:
         """Keep this state."""
         ...
 
@@ -39,19 +42,54 @@ class Observer(Protocol):
         """Asked before every step."""
         ...
 
+    def interruptible(self) -> AbstractContextManager[None]:
+        """In here nothing is half done: the observer may raise `Interrupted` where it wants the training to stop."""
+        ...
+
 
 @dataclass
 class Progress:
-    """All that a resumed training needs besides the two sets of weights: plain values and tensors."""
+    """All that a resumed training needs besides tensors: plain values that JSON keeps to the last bit.
+
+    Attributes:
+        step: steps done.
+        noted: of these, the last one that was logged, validated and saved as its number demands.
+        seconds, coupling_seconds: spent so far.
+        best_loss, best_step: lowest validation loss and its step; None before there is one.
+        loss_sum, loss_count: of the steps since the last line of the log.
+        grad_norm: of the last step.
+        averaged: steps behind the averaged weights.
+        threads: as chosen at the first start; another number may round differently.
+    """
 
     step: int = 0
+    noted: int = 0
     seconds: float = 0.0
-    best_loss: float = math.inf
+    coupling_seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
     loss_sum: float = 0.0
     loss_count: int = 0
+    grad_norm: float = 0.0
     averaged: int = 0
-    coupling_seconds: float = 0.0
-    optimizer: dict[str, Any] = field(default_factory=dict)
+    threads: int = 0
+
+    @classmethod
+    def restore(cls, values: Mapping[str, Any]) -> "Progress":
+        """What `vars` gave.
+
+        Raises:
+            UserError: it did not.
+        """
+        progress, whole = cls(), {"step", "noted", "best_step", "loss_count", "averaged", "threads"}
+        for name, value in values.items():
+            fits = value is None and name in ("best_loss", "best_step")
+            if not isinstance(value, bool) and isinstance(value, int if name in whole else int | float):
+                fits = math.isfinite(value) and (name not in whole or value >= 0)
+            if name not in vars(progress) or not fits:
+                raise UserError(f"the checkpoint's progress is damaged: {name} is {value!r:.40}")
+            setattr(progress, name, value)
+        return progress
 
 
 class Trainer:
@@ -136,70 +174,89 @@ class Trainer:
         observer: Observer,
         progress: Progress | None = None,
         average: Flow | None = None,
+        optimizer: Mapping[str, Tensor] | None = None,
     ) -> tuple[Flow, str]:
         """Train the flow in place; return the averaged one and why it ended: done, max_time or stopped.
 
         ends: the base and the coupling, for objectives that have pairs.
-        progress and average: of an earlier checkpoint, whose raw weights the flow holds already.
+        progress, average and optimizer: of an earlier checkpoint, whose raw weights the flow holds already.
 
         Raises:
             UserError: the objective does not fit the flow.
-            JobError: the loss or its gradient is not finite; the weights were not touched by that step.
+            JobError: the loss, its gradient or the weights are not finite; the last checkpoint was taken before that.
         """
-        torch.use_deterministic_algorithms(self.deterministic)
+        if self.batch_size < processes.count():
+            raise UserError(f"trainer.batch_size={self.batch_size} leaves some of {processes.count()} processes no row")
         objective.prepare(flow, data, ends)
+        resumed = average is not None
         progress = Progress() if progress is None else progress
         parameters = [p for p in flow.parameters() if p.requires_grad]
-        optimizer = OPTIMIZERS[self.optimizer](parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
-        if progress.optimizer:
-            optimizer.load_state_dict(progress.optimizer)
+        adam = OPTIMIZERS[self.optimizer](parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        if optimizer:
+            _restore(adam, optimizer)
+        mean_loss = processes.averaging(_MeanLoss(flow, objective))
         average = (copy.deepcopy(flow) if average is None else average).requires_grad_(False)
         averaged: list[Tensor] = [
             a for a, p in zip(average.parameters(), flow.parameters(), strict=True) if p.requires_grad
         ]
         batches, validation = _Batches(data, self.batch_size, seed), _Validation(objective, data, seed)
-        diary = _Diary(observer, progress, flow, average, optimizer)
-        saved = progress.step  # of the last checkpoint; 0 before there is one
+        diary = _Diary(observer, progress, flow, average, adam, saved=progress.step if resumed else None)
         earlier, began, ending = progress.seconds, time.perf_counter(), "done"
         coupled_earlier = progress.coupling_seconds - objective.coupling_seconds
 
-        while progress.step < self.steps:
-            if observer.should_stop():
+        with _deterministic(self.deterministic):
+            try:
+                while True:
+                    self._note(diary, validation)
+                    if progress.step >= self.steps:
+                        break
+                    late = self.max_time is not None and progress.seconds >= self.max_time
+                    stop, late = processes.anywhere([observer.should_stop(), late])
+                    if stop or late:
+                        ending = "stopped" if stop else "max_time"
+                        break
+                    step = progress.step
+                    with observer.interruptible():
+                        batch, draws = batches(step)
+                        loss = mean_loss(objective.draw(flow, batch.x, batch.condition, draws))
+                        adam.zero_grad(set_to_none=True)
+                        loss.backward()
+                        norm = self._clip(parameters)
+                    if not math.isfinite(norm):
+                        raise JobError(self._advice(step, float(loss.detach()), norm, batch.x, diary.saved))
+                    for group in adam.param_groups:
+                        group["lr"] = self.learning_rate(step)
+                    adam.step()
+                    self._average(averaged, parameters, progress)
+
+                    progress.step = step + 1
+                    progress.loss_sum += float(loss.detach())
+                    progress.loss_count += 1
+                    progress.grad_norm = norm
+                    progress.seconds = earlier + time.perf_counter() - began
+                    progress.coupling_seconds = coupled_earlier + objective.coupling_seconds
+            except Interrupted:
                 ending = "stopped"
-                break
-            if self.max_time is not None and progress.seconds >= self.max_time:
-                ending = "max_time"
-                break
-            step = progress.step
-            batch, draws = batches(step)
-            loss = objective(flow, objective.draw(flow, batch.x, batch.condition, draws)).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = self._clip(parameters)
-            if not math.isfinite(norm):
-                raise JobError(self._advice(step, float(loss.detach()), norm, batch.x, saved))
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate(step)
-            optimizer.step()
-            self._average(averaged, parameters, progress)
-
-            progress.step = step + 1
-            progress.loss_sum += float(loss.detach())
-            progress.loss_count += 1
-            progress.seconds = earlier + time.perf_counter() - began
-            progress.coupling_seconds = coupled_earlier + objective.coupling_seconds
-            last, best = progress.step == self.steps, False
-            if last or progress.step % self.log_every == 0:
-                diary.log_loss(self.learning_rate(step), norm)
-            if last or progress.step % self.validate_every == 0:
-                best = diary.validate(validation(average))
-            if last or best or progress.step % self.checkpoint_every == 0:
-                diary.save(best=best)
-                saved = progress.step
-
-        if ending != "done":  # a finished training has just saved its last step
-            diary.save(best=not math.isfinite(progress.best_loss))
+        if diary.saved != progress.step:
+            diary.save()
         return average, ending
+
+    def _note(self, diary: "_Diary", validation: "_Validation") -> None:
+        """Log, validate and save what the last step's number demands; before that is done the step is not noted."""
+        progress = diary.progress
+        step, last = progress.step, progress.step == self.steps
+        if progress.noted == step:
+            return
+        loss = None
+        if last or step % self.validate_every == 0:
+            with diary.observer.interruptible():
+                loss = validation(diary.average)
+        if last or step % self.log_every == 0:
+            diary.log_loss(self.learning_rate(step - 1))
+        best = loss is not None and diary.validate(loss)
+        progress.noted = step
+        if last or best or step % self.checkpoint_every == 0:
+            diary.save()
 
     def _average(self, averaged: list[Tensor], current: Sequence[Tensor], progress: Progress) -> None:
         # a growing memory: a fixed 0.999 would still hold the initial weights after 1,000 steps
@@ -216,8 +273,8 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
         return float(norm)
 
-    def _advice(self, step: int, loss: float, norm: float, x: Tensor, saved: int) -> str:
-        kept = f"the checkpoint of step {saved} is unharmed" if saved else "there is no checkpoint yet"
+    def _advice(self, step: int, loss: float, norm: float, x: Tensor, saved: int | None) -> str:
+        kept = f"the checkpoint of step {saved} is unharmed" if saved is not None else "there is no checkpoint yet"
         clip = "" if self.grad_clip is not None else ", trainer.grad_clip=1"
         return (
             f"step {step}: loss {loss:g}, gradient norm {norm:g} (batch in model units: mean {float(x.mean()):.3g}, "
@@ -225,39 +282,122 @@ class Trainer:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Diary:
-    """Tells the observer what happened, and keeps the progress that a resumed training starts from."""
+    """Tells the observer what happened, and keeps the progress that a resumed training starts from.
+
+    Attributes:
+        saved: step of the last checkpoint, None before there is one.
+    """
 
     observer: Observer
     progress: Progress
     flow: Flow
     average: Flow
     optimizer: torch.optim.Optimizer
+    saved: int | None
 
-    def log_loss(self, lr: float, norm: float) -> None:
+    def log_loss(self, lr: float) -> None:
         """Mean loss since the last time."""
-        progress = self.progress
-        self._log({"loss": progress.loss_sum / progress.loss_count, "lr": lr, "grad_norm": norm})
+        progress = self._together()
+        self._log({"loss": progress.loss_sum / progress.loss_count, "lr": lr, "grad_norm": progress.grad_norm})
         progress.loss_sum, progress.loss_count = 0.0, 0
 
     def validate(self, loss: float) -> bool:
-        """Note a validation loss; is it the lowest so far?"""
+        """Note a validation loss; is it the lowest so far?
+
+        Raises:
+            JobError: it is not finite.
+        """
+        progress = self.progress
         if not math.isfinite(loss):
-            raise JobError(f"the validation loss is {loss} at step {self.progress.step}; try a smaller trainer.lr")
-        best = loss < self.progress.best_loss
-        self.progress.best_loss = min(loss, self.progress.best_loss)
+            raise JobError(f"the validation loss is {loss} at step {progress.step}; try a smaller trainer.lr")
+        best = progress.best_loss is None or loss < progress.best_loss
+        if best:
+            progress.best_loss, progress.best_step = loss, progress.step
         self._log({"validation_loss": loss})
         return best
 
-    def save(self, *, best: bool) -> None:
-        """Hand over all that a resumed training needs."""
-        self.progress.optimizer = self.optimizer.state_dict()
-        self.observer.checkpoint(self.progress, self.flow, self.average, best=best)
+    def save(self) -> None:
+        """Hand over all that a resumed training needs.
+
+        Raises:
+            JobError: the weights are not finite: the last good checkpoint stays.
+        """
+        step = self._together().step
+        if not all(bool(torch.isfinite(p).all()) for p in self.flow.parameters()):
+            raise JobError(f"step {step}: the weights are not finite; try a smaller trainer.lr")
+        self.observer.checkpoint(self.progress, self.flow, self.average, _tensors(self.optimizer))
+        self.saved = step
+
+    def _together(self) -> Progress:
+        """The progress with the mean over the processes of what each has summed up on its own."""
+        (summed,) = processes.total([self.progress.loss_sum])
+        self.progress.loss_sum = summed / processes.count()
+        return self.progress
 
     def _log(self, record: dict[str, Any]) -> None:
         step, seconds = self.progress.step, round(self.progress.seconds, 3)
         self.observer.logged({"step": step, **record}, {"step": step, "seconds": seconds})
+
+
+def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's memory as named tensors: number of the parameter, dot, name."""
+    states = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, state in states.items() for name, value in state.items()}
+
+
+def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The reverse of `_tensors`.
+
+    Raises:
+        UserError: they are another optimizer's, or another network's.
+    """
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        states.setdefault(int(number) if number.isdecimal() else -1, {})[name] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    fit = states.keys() == set(range(len(parameters))) and all(
+        state.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        and state["step"].shape == ()
+        and state["exp_avg"].shape == state["exp_avg_sq"].shape == parameters[number].shape
+        for number, state in states.items()
+    )
+    if not fit:
+        raise UserError("the checkpoint's optimizer does not belong to this model")
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Refuse operations that may differ from run to run, in here alone."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for, before its first call
+    earlier = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(earlier)
+
+
+class _MeanLoss(nn.Module):
+    """A batch's mean loss, of which each process computes its share: their mean is that of the whole batch."""
+
+    def __init__(self, flow: Flow, objective: Objective) -> None:
+        super().__init__()
+        self.flow, self._objective = flow, objective
+
+    def forward(self, example: Example) -> Tensor:
+        """Of the batch's rows; only this process's are computed."""
+        if processes.count() == 1:
+            return self._objective(self.flow, example).mean()
+        rows = len(example.x_1)
+        loss = self._objective(self.flow, example.part(processes.part(rows)))
+        return loss.mean() * (len(loss) * processes.count() / rows)
 
 
 class _Batches:
@@ -304,7 +444,9 @@ class _Validation:
             x_1 = x_1.repeat(math.ceil(count / len(x_1)), *[1] * (x_1.dim() - 1))
             x_1 = x_1 if count >= len(self._data.validation) else x_1[:count]
             draws = generator(self._seed, "validation")
-            self._examples = self._objective.draw(flow, x_1, None, draws).split(VALIDATION_CHUNK)
+            example = self._objective.draw(flow, x_1, None, draws)
+            self._examples = example.part(processes.part(len(example.x_1))).split(VALIDATION_CHUNK)
         with torch.no_grad():
-            losses = [self._objective.held_out(flow, example) for example in self._examples]
-        return float(torch.cat(losses).double().mean())
+            losses = [self._objective.held_out(flow, example).double() for example in self._examples]
+        summed, rows = processes.total([sum(float(loss.sum()) for loss in losses), sum(map(len, losses))])
+        return summed / rows

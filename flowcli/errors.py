@@ -12,8 +12,11 @@ class JobError(RuntimeError):
     """A job failed in a way that only the job could find out: one line on stderr, exit status 1."""
 
 
-class Interrupted(RuntimeError):
-    """A signal ended the job in good order; the message says how to go on. Exit status 128 + signum."""
+class Interrupted(BaseException):
+    """A signal ended the job in good order; the message says how to go on. Exit status 128 + signum.
+
+    Not an Exception: no library may take it for a failure of its own, and no launcher start the next job.
+    """
 
     def __init__(self, signum: int, message: str) -> None:
         """Take the signal's number and one line for the user."""

@@ -19,14 +19,15 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowcli import trust
+from flowcli import processes, run, storage, trust
 from flowcli.errors import Interrupted, JobError, UserError
 from flowcli.explain import FLAGS_ONLY, did_you_mean, explain, have, is_users
+from flowcli.signals import listening
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +108,15 @@ def perform(verb: str, **options: Any) -> int:
 
 def _guarded(verb: str, work: Callable[[], int]) -> int:
     try:
-        status = work()
-        sys.stdout.flush()
-        return status
+        with listening("interrupted"):
+            status = work()
+            sys.stdout.flush()
+            return status
     except BrokenPipeError:
         return hush()
-    except _Stopped as stop:
+    except Interrupted as stop:
         return hush() if stop.signum == signal.SIGPIPE else _say(verb, stop.message, 128 + stop.signum)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before anybody listened
         return _say(verb, "interrupted", 128 + signal.SIGINT)
     except Exception as error:
         if _debug():
@@ -133,7 +135,8 @@ def hush() -> int:
 
 
 def _say(verb: str, message: str, status: int) -> int:
-    print(f"flowcli {verb}: {message}", file=sys.stderr, flush=True)
+    follower = f" [process {os.environ.get('RANK')}]" if processes.started() and os.environ.get("RANK") != "0" else ""
+    print(f"flowcli {verb}{follower}: {message}", file=sys.stderr, flush=True)
     return status
 
 
@@ -169,7 +172,11 @@ def _launch(request: Request) -> int:
             return _show(request, primary, words)
 
         plan = _preflight(request, primary, words)
+        if processes.started() and plan.sweep_dir is not None:
+            raise UserError("torchrun gives all its processes to one job; a sweep's jobs go to hydra/launcher=...")
         _task(request.verb).check(plan.configs)
+        if processes.started():
+            return _together(request, primary, words, debug)
         job = Job(request.verb, own=request.ckpt is None and request.resume is None, debug=debug)
         if plan.sweep_dir is not None:  # said once and for all: Hydra's clock has moved on, and failures are read there
             words = [*words, f"hydra.sweep.dir={quote(plan.sweep_dir)}"]
@@ -177,8 +184,27 @@ def _launch(request: Request) -> int:
         if plan.sweep_dir is not None:
             if request.verb == "train":
                 print(f"sweep  {_short(plan.sweep_dir)}  (side by side: flowcli compare {_short(plan.sweep_dir)})")
-            return _report_sweep(request.verb, plan.sweep_dir, plan.jobs)
-        return DONE if job.failure is None else _say(request.verb, f"error: {job.failure.reason}", job.failure.status)
+            status = _report_sweep(request.verb, plan.sweep_dir, plan.jobs)
+            return FAILED if status == DONE and job.failure is not None else status
+        return _ended(request.verb, job)
+
+
+def _together(request: Request, primary: str, words: list[str], debug: bool) -> int:
+    """One of the processes that torchrun started: the first goes through Hydra, the others do what its job does."""
+    with processes.joined():
+        if processes.leads():
+            job = Job(request.verb, own=request.ckpt is None and request.resume is None, debug=debug)
+            _hand_over(request, primary, words, job)
+            return _ended(request.verb, job)
+        opened = processes.share(None)
+        if opened is not None:
+            with processes.watched("the first process says how to go on"):
+                _task(request.verb).run(*opened)
+        return DONE
+
+
+def _ended(verb: str, job: "Job") -> int:
+    return DONE if job.failure is None else _say(verb, f"error: {job.failure.reason}", job.failure.status)
 
 
 def _flag_overrides(request: Request) -> list[str]:
@@ -259,7 +285,7 @@ def _refuse_fewer_steps(overrides: Sequence[Any], done: int) -> None:
 
 def _reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
     """Offer the config of a run that goes on; return the overrides that lead Hydra back into its folder."""
-    from flowcli import checkpoints, run
+    from flowcli import checkpoints
 
     if request.multirun or request.config_name is not None:
         raise UserError("--resume goes on with one run and its own config: leave out --multirun and --config-name")
@@ -275,11 +301,14 @@ def _reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
     except _FewerSteps:
         raise
     except UserError as error:
-        if not (resume / run.RUN_FILE).is_file() or any(resume.glob("checkpoints/step-*")):
+        if not (resume / run.RUN_FILE).is_file() or (resume / "checkpoints" / "last").exists():
             raise UserError(str(error).replace("--ckpt", "--resume", 1)) from error
         # stopped before its first checkpoint: it starts over in place
-        folder, config = resume, checkpoints.read_config(resume / ".hydra" / "resolved.yaml")
-        choices = checkpoints.read_config(resume / ".hydra" / "choices.yaml")
+        folder, config = resume, checkpoints.read_config(resume / run.RESOLVED_FILE)
+        choices = checkpoints.read_config(resume / run.CHOICES_FILE)
+    holder = storage.in_use(folder)
+    if holder is not None:
+        raise UserError(f"{folder} is in use: {holder} trains into it; wait for it, or stop it")
     register_frozen(config, choices)
     # output_subdir: .hydra/ keeps what was first asked; what changes now is in the checkpoints that follow
     return [f"hydra.run.dir={quote(folder.resolve())}", "hydra.output_subdir=null"]
@@ -354,6 +383,7 @@ def _preflight(request: Request, primary: str, words: list[str]) -> _Plan:
             _refuse_to_overwrite(
                 request, Path(hydra.run.dir), f"flowcli train --resume {hydra.run.dir} goes on with it"
             )
+            storage.require_writable(Path(hydra.run.dir))
             return _Plan([_plain(base, own)], 1, None)
         if str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper") and hydra.sweeper.get("params"):
             named = {override.get_key_element() for override in parsed}
@@ -370,6 +400,7 @@ def _preflight(request: Request, primary: str, words: list[str]) -> _Plan:
         sweep_dir = Path(hydra.sweep.dir)
         for cell in sweep_dir.glob("*/run.json"):
             _refuse_to_overwrite(request, cell.parent, "give another hydra.sweep.dir")
+        storage.require_writable(sweep_dir)
         return _Plan(configs, math.prod(map(len, values)), sweep_dir)
 
 
@@ -440,14 +471,6 @@ class _Failure:
     status: int
 
 
-class _Stopped(BaseException):
-    """A job ended on a signal. Not an Exception: no launcher may take it for a failed job and start the next."""
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(signum, message)
-        self.signum, self.message = signum, message
-
-
 class Job:
     """What Hydra runs. It travels to worker processes, and imports the task (and so torch) only there."""
 
@@ -458,61 +481,65 @@ class Job:
         self.__module__ = f"flowcli.tasks.{verb}"  # Hydra takes the job's name from it
 
     def __call__(self, cfg: Any) -> float | None:
-        """Run one job. A failure is written down, not raised: the other jobs of a sweep go on."""
-        from hydra.core.hydra_config import HydraConfig
+        """Run one job. A failure is written down, not raised: the other jobs of a sweep go on.
 
-        from flowcli import run
+        Raises:
+            Interrupted: a signal ended the job, or nobody reads its output any more.
+        """
+        from hydra.core.hydra_config import HydraConfig
 
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
-        try:
-            config = _plain(cfg, self.own)
-            self._open(folder, config, hydra.runtime.choices)
-            return _task(self.verb).run(config, folder)
-        except Interrupted as stop:
-            raise _Stopped(stop.signum, stop.message) from None
-        except BrokenPipeError:
-            raise _Stopped(signal.SIGPIPE, "") from None
-        except Exception as error:
-            if self.debug:
-                traceback.print_exc()
-            if logging.getLogger().handlers:  # without one, Python would print the traceback on the terminal
-                log.error("%s", explain(error), exc_info=not isinstance(error, UserError))
-            reason = explain(error)
-            if not isinstance(error, UserError | JobError):
-                file = folder / f"{hydra.job.name}.log"
-                reason += f"; the traceback is in {_short(file)}" if file.is_file() else ""
-            self.failure = _Failure(reason, WRONG_INPUT if isinstance(error, UserError) else FAILED)
-            if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
-                _say(self.verb, f"job {hydra.job.num} failed: {reason}", FAILED)
-                run.RunFolder(folder).fail(reason)  # the sweep's list is read from these
-            else:
-                _leave_reason(folder, reason)
-            return None
+        with ExitStack() as locked:
+            opened = ours = None
+            try:
+                if self.verb == "train":
+                    locked.enter_context(storage.lock(folder))
+                ours = folder  # until then it is another's, who needs no reason of ours in it
+                config = _plain(cfg, self.own)
+                self._open(folder, config, hydra.runtime.choices)
+                opened = config, folder
+            except Exception as error:
+                self._failed(error, ours, hydra)
+            if processes.share(opened) is None or opened is None:
+                return None
+            try:
+                with processes.watched(f"go on with: flowcli train --resume {_short(folder)}"):
+                    return _task(self.verb).run(*opened)
+            except BrokenPipeError:
+                raise Interrupted(signal.SIGPIPE, "") from None
+            except Exception as error:
+                self._failed(error, folder, hydra)
+                return None
 
     def _open(self, folder: Path, config: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
         """Mark the folder as a run and write what was asked; a run that goes on keeps what was first asked."""
-        import yaml
-
-        from flowcli import run, storage
-
         if not config.get("resume"):
-            run.RunFolder.create(folder, self.verb)
             asked = {str(group): option for group, option in choices.items() if not str(group).startswith("hydra/")}
-            (folder / ".hydra").mkdir(exist_ok=True)
-            for name, content in (("resolved.yaml", config), ("choices.yaml", asked)):
-                text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
-                storage.write_bytes(folder / ".hydra" / name, text.encode())
+            run.RunFolder.create(folder, self.verb, config, asked)
         run.RunFolder(folder).reopen()
+
+    def _failed(self, error: Exception, folder: Path | None, hydra: Any) -> None:
+        """Say what happened, and leave the reason in the folder, where the sweep's list is read from."""
+        if self.debug:
+            traceback.print_exc()
+        if logging.getLogger().handlers:  # without one, Python would print the traceback on the terminal
+            with suppress(OSError):  # a full disk, a deleted folder
+                log.error("%s", explain(error), exc_info=not isinstance(error, UserError))
+        reason = explain(error)
+        if folder is not None and not isinstance(error, UserError | JobError | OSError):
+            file = folder / f"{hydra.job.name}.log"
+            reason += f"; the traceback is in {_short(file)}" if file.is_file() else ""
+        self.failure = _Failure(reason, WRONG_INPUT if isinstance(error, UserError) else FAILED)
+        if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
+            _say(self.verb, f"job {hydra.job.num} failed: {reason}", FAILED)
+        if folder is not None:
+            _leave_reason(folder, reason)
 
 
 def _leave_reason(folder: Path, reason: str) -> None:
-    from flowcli import run
-
-    try:
+    with suppress(OSError):  # a full disk, a deleted folder: the reason itself still reaches the terminal
         run.RunFolder(folder).fail(reason)
-    except OSError as error:  # a full disk, a deleted folder: the reason itself still reaches the terminal
-        log.warning("cannot write into %s: %s", folder, error)
 
 
 def _show(request: Request, primary: str, words: list[str]) -> int:
@@ -552,15 +579,18 @@ def _borrowed_process() -> Iterator[None]:
 
     root, current = logging.getLogger(), GlobalHydra.instance()
     argv, full_error, handlers, level = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), root.handlers[:], root.level
-    outer = current.hydra
+    outer, loud = current.hydra, logging.raiseExceptions
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving
+    logging.raiseExceptions = False  # a log that cannot be written must not print tracebacks beside our one line
     current.clear()
     try:
         yield
     finally:
         for handler in [handler for handler in root.handlers if handler not in handlers]:
-            handler.close()
+            with suppress(OSError):  # a full disk
+                handler.close()
         root.handlers[:], root.level, sys.argv, current.hydra = handlers, level, argv, outer
+        logging.raiseExceptions = loud
         _forget_frozen(ConfigStore.instance().repo)
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]

@@ -50,17 +50,17 @@ class Example(NamedTuple):
     u: Tensor | None = None
     directions: Tensor | None = None
 
+    def part(self, rows: slice) -> "Example":
+        """Some of the rows; directions that all rows share stay whole."""
+        condition, x_0, u = (None if value is None else value[rows] for value in self[1:4])
+        directions = self.directions
+        if directions is not None and directions.shape[1] > 1:
+            directions = directions[:, rows]
+        return Example(self.x_1[rows], condition, x_0, u, directions)
+
     def split(self, rows: int) -> "list[Example]":
-        """The same rows in pieces; directions that all rows share stay whole."""
-        pieces = []
-        for first in range(0, len(self.x_1), rows):
-            part = slice(first, first + rows)
-            condition, x_0, u = (None if value is None else value[part] for value in self[1:4])
-            directions = self.directions
-            if directions is not None and directions.shape[1] > 1:
-                directions = directions[:, part]
-            pieces.append(Example(self.x_1[part], condition, x_0, u, directions))
-        return pieces
+        """The same rows in pieces of so many."""
+        return [self.part(slice(first, first + rows)) for first in range(0, len(self.x_1), rows)]
 
 
 def stratified(n: int, generator: torch.Generator) -> Tensor:

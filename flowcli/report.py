@@ -47,6 +47,10 @@ ERROR, FLOOR = "_stderr", "_floor"
 MISSING = "–"
 LONGEST_NAME, LONGEST_VALUE = 16, 24
 MOST_TRANSPOSED = 4
+SMALLEST_ERROR = 1e-300
+"""Below it, 10 to the power of its exponent is 0."""
+MOST_NAMED = 60
+"""Metrics that an error names."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,9 @@ def _require(flag: str, name: str, legal: Sequence[str]) -> None:
         return
     near = difflib.get_close_matches(name, legal, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise UserError(f"{flag} {name}: no run has it{hint} (there are: {', '.join(legal) or 'none at all'})")
+    more = f", ... ({len(legal)} in all)" if len(legal) > MOST_NAMED else ""
+    known = f"{', '.join(legal[:MOST_NAMED]) or 'none at all'}{more}"
+    raise UserError(_text(f"{flag} {name}: no run has it{hint} (there are: {known})"))
 
 
 def _scalar(value: object) -> Scalar:
@@ -274,7 +280,7 @@ def format_value(value: Scalar, error: Scalar = None) -> str:
     number, spread = _number(value), _number(error)
     if number is None or isinstance(value, bool):
         return _text(value)
-    if spread is None or spread <= 0:
+    if spread is None or spread < SMALLEST_ERROR:
         return f"{value:,}" if isinstance(value, int) else _plain(number)
     # Two digits of an error that begins with 1 to 3, one digit of a larger one: rounding changes it by < 1/6.
     exponent = math.floor(math.log10(spread))
@@ -501,15 +507,26 @@ def _shared_choices(table: Table) -> list[str]:
 
 # ---------------------------------------------------------------- for other programs
 def to_csv(table: Table) -> str:
-    """Comma-separated values: run, status, reason, every differing setting, every metric, in full precision."""
+    """Comma-separated values: run, status, reason, every differing setting, every metric, in full precision.
+
+    A text that a spreadsheet would take for a formula (it begins with = + - @) gets an apostrophe in front.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["run", "status", "reason", *table.settings, *table.metrics])
+    writer.writerow([_cell(head) for head in ("run", "status", "reason", *table.settings, *table.metrics)])
     for row in table.rows:
         values = [*(row.settings[key] for key in table.settings), *(row.metrics.get(key) for key in table.metrics)]
         record = row.record
-        writer.writerow([str(record.path), record.status, record.reason, *("" if v is None else v for v in values)])
+        writer.writerow([_cell(value) for value in (str(record.path), record.status, record.reason, *values)])
     return buffer.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A number as it is; a text without control characters, and as no formula."""
+    if value is None or isinstance(value, bool | int | float):
+        return "" if value is None else value
+    text = _text(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def to_json(table: Table) -> str:
@@ -519,7 +536,7 @@ def to_json(table: Table) -> str:
             "run": str(row.record.path),
             "status": row.record.status,
             "reason": row.record.reason,
-            "settings": row.settings,
+            "settings": _finite(row.settings),
             "metrics": {key: _finite(row.metrics.get(key)) for key in table.metrics},
             "best": sorted(row.best),
         }
@@ -528,5 +545,10 @@ def to_json(table: Table) -> str:
     return json.dumps({"differing": list(table.settings), "runs": runs}, indent=2, allow_nan=False, default=str) + "\n"
 
 
-def _finite(value: Scalar) -> Scalar:
+def _finite(value: Any) -> Any:
+    """The value with null for every number that JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

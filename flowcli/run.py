@@ -1,14 +1,16 @@
-"""The run folder: what is written there, atomically.
+"""What a run folder is made of.
 
-    run.json                   format version and verb: what makes a folder a run
+    run.json                   format version and verb: what makes a folder a run; written last of what was asked
+    .lock                      held by the process that trains into it
     .hydra/                    what was asked, in full (resolved.yaml, choices.yaml)
     metrics.jsonl              one line a log step or evaluation, reproduced bit for bit by a resumed run
     timings.jsonl              the same steps with the clock
     metrics.json               the final figures; failure.json instead where the job failed
-    checkpoints/step-N/        model, ema (safetensors), config.yaml, description.json, state.pt
+    coupling.safetensors       what a coupling was fitted to, where it keeps anything
+    checkpoints/step-N/        model, ema, optimizer (safetensors), config.yaml, description.json, progress.json
     checkpoints/last, best     pointers: files that hold the name of a step folder
 
-Importing this module does not import torch.
+A checkpoint counts from the moment that `last` names it. Importing this module does not import torch.
 """
 
 import os
@@ -17,16 +19,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowcli.storage import Lines, sync_folder, write_bytes, write_json
+from flowcli.errors import JobError
+from flowcli.storage import Lines, naming, sync_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 2
-"""Of run folders. 1, before the first release, had other classes in its configs: only its figures can be read."""
+FORMAT = 3
+"""Of run folders. 2 had the optimizer in a pickle: such a run is read like this one, but not resumed."""
+OLDEST = 2
+"""Of formats that are read. 1, before the first release, had other classes in its configs: only its figures are."""
 RUN_FILE = "run.json"
-CONFIG_FILE, DESCRIPTION_FILE, STATE_FILE = "config.yaml", "description.json", "state.pt"
-COUPLING_FILE = "coupling.safetensors"
+RESOLVED_FILE, CHOICES_FILE = ".hydra/resolved.yaml", ".hydra/choices.yaml"
+CONFIG_FILE, DESCRIPTION_FILE, PROGRESS_FILE = "config.yaml", "description.json", "progress.json"
+OPTIMIZER_FILE, COUPLING_FILE = "optimizer.safetensors", "coupling.safetensors"
 REFERENCE_FILE = "reference.npy"
 """Some true points that a training leaves in its run folder, for pictures beside later samples."""
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
@@ -41,16 +47,27 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     @classmethod
-    def create(cls, path: Path, verb: str) -> "RunFolder":
-        """Mark a new folder as a run of this verb."""
-        path.mkdir(parents=True, exist_ok=True)
+    def create(cls, path: Path, verb: str, config: Mapping[str, Any], choices: Mapping[str, Any]) -> "RunFolder":
+        """Write what was asked, then mark the folder as a run of this verb."""
+        folder = cls(path)
+        (path / ".hydra").mkdir(parents=True, exist_ok=True)
+        for name, content in ((RESOLVED_FILE, config), (CHOICES_FILE, choices)):
+            _write_yaml(path / name, content)
         write_json(path / RUN_FILE, {"format": FORMAT, "verb": verb})
-        return cls(path)
+        return folder
+
+    def reopen(self) -> None:
+        """Forget an earlier ending, and what a killed process left, before the run goes on."""
+        for name in ("metrics.json", "failure.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for rest in (*self.path.glob(".*.tmp*"), *self.checkpoints.glob(".*.tmp")):
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
 
     def lines(self, name: str, offset: int = 0) -> Lines:
         """Open a JSON-lines file at this offset; what stood behind it is cut off."""
         return Lines(self.path / name, offset)
 
+    # ------------------------------------------------------------ checkpoints
     def save_checkpoint(
         self,
         step: int,
@@ -58,53 +75,61 @@ class RunFolder:
         weights: Mapping[str, Mapping[str, "Tensor"]],
         config: Mapping[str, Any],
         description: Mapping[str, Any],
-        state: Mapping[str, Any],
-        best: bool,
+        progress: Mapping[str, Any],
+        optimizer: Mapping[str, "Tensor"],
+        best: int,
     ) -> Path:
-        """Write checkpoints/step-N whole, point `last` (and `best`) to it, remove what nothing points to.
+        """Write checkpoints/step-N whole, point `last` to it and `best` to the step of that name.
 
-        weights: state dicts by the keys of WEIGHTS; state: what resuming needs, plain values and tensors.
+        weights: state dicts by the keys of WEIGHTS; progress and optimizer: what resuming needs.
+
+        Raises:
+            JobError: the run folder is gone.
+            OSError: it cannot be written; the checkpoints that were there still are.
         """
-        import torch
-        import yaml
-        from safetensors.torch import save
-
-        folder = self.checkpoints / f"step-{step}"
-        temporary = self.checkpoints / f".step-{step}.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for key, tensors in weights.items():
-            content = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-            write_bytes(temporary / WEIGHTS[key], save(content))
-        write_bytes(temporary / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False).encode())
-        write_json(temporary / DESCRIPTION_FILE, {"format": FORMAT, "step": step, **description})
-        with open(temporary / STATE_FILE, "wb") as handle:
-            torch.save(dict(state), handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        if folder.exists():  # left by a run that was killed between the rename and the pointer, or an older ending
-            shutil.rmtree(folder)
-        os.rename(temporary, folder)
-        sync_folder(self.checkpoints)
-        for pointer in POINTERS if best else ("last",):
-            write_bytes(self.checkpoints / pointer, f"{folder.name}\n".encode())
-        self._prune()
+        folder, temporary = self.checkpoints / f"step-{step}", self.checkpoints / f".step-{step}.{os.getpid()}.tmp"
+        try:
+            with naming(folder):
+                self.checkpoints.mkdir(exist_ok=True)
+                temporary.mkdir()
+                for key, tensors in weights.items():
+                    _write_tensors(temporary / WEIGHTS[key], tensors)
+                _write_tensors(temporary / OPTIMIZER_FILE, optimizer)
+                _write_yaml(temporary / CONFIG_FILE, config)
+                write_json(temporary / DESCRIPTION_FILE, {"format": FORMAT, "step": step, **description})
+                write_json(temporary / PROGRESS_FILE, progress)
+                if folder.exists():  # nothing points to it: left by a run that was killed before it could
+                    shutil.rmtree(folder)
+                os.rename(temporary, folder)
+            sync_folder(self.checkpoints)
+            self.point("last", step)
+            self.settle(best)
+        except FileNotFoundError as error:
+            if (self.path / RUN_FILE).is_file():
+                raise
+            raise JobError(f"{self.path}: the run folder is gone, deleted or moved during the training") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         return folder
 
-    def save_coupling(self, tensors: Mapping[str, "Tensor"]) -> None:
-        """Keep what a coupling was fitted to, once for all checkpoints."""
-        from safetensors.torch import save
+    def point(self, pointer: str, step: int) -> None:
+        """Let `last` or `best` name a step."""
+        write_bytes(self.checkpoints / pointer, f"step-{step}\n".encode())
 
-        write_bytes(
-            self.path / COUPLING_FILE, save({name: value.cpu().contiguous() for name, value in tensors.items()})
-        )
-
-    def _prune(self) -> None:
+    def settle(self, best: int) -> None:
+        """Let `best` name what the last checkpoint says, and remove what nothing points to."""
+        if pointed(self.checkpoints, "best") != f"step-{best}" and (self.checkpoints / f"step-{best}").is_dir():
+            self.point("best", best)
         kept = {name for name in (pointed(self.checkpoints, pointer) for pointer in POINTERS) if name}
         for folder in self.checkpoints.iterdir():
             if folder.is_dir() and folder.name not in kept:
                 shutil.rmtree(folder)
 
+    def save_coupling(self, tensors: Mapping[str, "Tensor"]) -> None:
+        """Keep what a coupling was fitted to, once for all checkpoints."""
+        _write_tensors(self.path / COUPLING_FILE, tensors)
+
+    # ------------------------------------------------------------ how it ended
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write the final figures."""
         write_json(self.path / "metrics.json", metrics)
@@ -112,11 +137,6 @@ class RunFolder:
     def fail(self, reason: str) -> None:
         """Leave the reason of a failure where `compare` finds it."""
         write_json(self.path / "failure.json", {"reason": reason})
-
-    def reopen(self) -> None:
-        """Forget an earlier ending before the run goes on."""
-        for name in ("metrics.json", "failure.json"):
-            (self.path / name).unlink(missing_ok=True)
 
 
 def pointed(checkpoints: Path, pointer: str) -> str | None:
@@ -127,3 +147,15 @@ def pointed(checkpoints: Path, pointer: str) -> str | None:
         return None
     known = name.startswith("step-") and name[5:].isdigit()
     return name if known and (checkpoints / name).is_dir() else None
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, "Tensor"]) -> None:
+    from safetensors.torch import save
+
+    write_bytes(file, save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}))
+
+
+def _write_yaml(file: Path, content: Mapping[str, Any]) -> None:
+    import yaml
+
+    write_bytes(file, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True).encode())

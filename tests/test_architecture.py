@@ -25,7 +25,8 @@ FLOORS = {
     1: [
         *["paths", "parametrizations", "couplings", "bases", "ends", "solvers", "sde", "divergence", "transforms"],
         *["metrics", "latent", "expressions", "plots", "plots.*"],
-        *["errors", "randomness", "dataset", "trust", "explain", "provenance", "storage", "run"],
+        *["errors", "randomness", "dataset", "trust", "explain", "provenance"],
+        *["foreign", "allowance", "storage", "signals", "processes", "run"],
     ],
 }
 """A name that ends in .* stands for every module of a package."""

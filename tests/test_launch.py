@@ -38,7 +38,7 @@ def train_for_real(config: dict[str, Any], folder: Path) -> None:
     """A toy task that leaves a checkpoint as flowcli.run lays it out."""
     choices = checkpoints.read_config(folder / ".hydra" / "choices.yaml")
     run.RunFolder(folder).save_checkpoint(
-        1, weights={}, config=config, description={"choices": choices}, state={}, best=True
+        1, weights={}, config=config, description={"choices": choices}, progress={}, optimizer={}, best=1
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from flowcli import checkpoints, records, run, storage
 from flowcli.errors import UserError
@@ -17,29 +16,38 @@ CONFIG = {"seed": 0, "path": {"_target_": "flowcli.paths.OT", "sigma_min": 0.0}}
 DESCRIPTION = {"event_shape": [2], "columns": None, "choices": {"path": "ot"}}
 
 
-def save(folder: run.RunFolder, step: int, *, best: bool, value: float = 1.0) -> Path:
+def save(folder: run.RunFolder, step: int, *, best: int, value: float = 1.0) -> Path:
     weights = {"raw": {"w": torch.full((2,), value)}, "ema": {"w": torch.full((2,), value / 2)}}
-    state = {"step": step, "optimizer": {"m": torch.ones(3)}}
-    return folder.save_checkpoint(step, weights=weights, config=CONFIG, description=DESCRIPTION, state=state, best=best)
+    return folder.save_checkpoint(
+        step,
+        weights=weights,
+        config=CONFIG,
+        description=DESCRIPTION,
+        progress={"training": {"step": step, "loss_sum": 0.1}, "offsets": {"metrics.jsonl": 7}, "coupling": {}},
+        optimizer={"0.exp_avg": torch.ones(3)},
+        best=best,
+    )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> run.RunFolder:
-    return run.RunFolder.create(tmp_path / "outputs" / "train" / "a", "train")
+    return run.RunFolder.create(tmp_path / "outputs" / "train" / "a", "train", CONFIG, {"path": "ot"})
 
 
 def test_a_checkpoint_comes_back_whole(folder):
-    save(folder, 10, best=True, value=3.0)
+    save(folder, 10, best=10, value=3.0)
     found = checkpoints.find_checkpoint(folder.path)
     assert (found.config, found.choices, found.description["step"]) == (CONFIG, {"path": "ot"}, 10)
     assert found.tensors("raw")["w"].tolist() == [3.0, 3.0]
     assert found.tensors("ema")["w"].tolist() == [1.5, 1.5]
-    assert found.state()["optimizer"]["m"].tolist() == [1.0, 1.0, 1.0]
+    values, optimizer = found.state()
+    assert (values["training"], values["offsets"]) == ({"step": 10, "loss_sum": 0.1}, {"metrics.jsonl": 7})
+    assert optimizer["0.exp_avg"].tolist() == [1.0, 1.0, 1.0]
     assert found.run == folder.path
 
 
 def test_pointers_keep_best_and_last_and_the_rest_goes(folder):
-    for step, best in ((1, True), (2, False), (3, True), (4, False), (5, False)):
+    for step, best in ((1, 1), (2, 1), (3, 3), (4, 3), (5, 3)):
         save(folder, step, best=best)
     assert sorted(p.name for p in folder.checkpoints.iterdir()) == ["best", "last", "step-3", "step-5"]
     assert checkpoints.find_checkpoint(folder.path, "best").description["step"] == 3
@@ -49,13 +57,15 @@ def test_pointers_keep_best_and_last_and_the_rest_goes(folder):
 def test_tensors_that_share_memory_are_saved(folder):
     shared = torch.ones(4)
     weights = {"raw": {"a": shared, "b": shared}, "ema": {"a": shared[:2], "b": shared}}
-    folder.save_checkpoint(1, weights=weights, config=CONFIG, description=DESCRIPTION, state={}, best=True)
+    folder.save_checkpoint(
+        1, weights=weights, config=CONFIG, description=DESCRIPTION, progress={}, optimizer={}, best=1
+    )
     assert checkpoints.find_checkpoint(folder.path).tensors("ema")["a"].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("what", ["run", "checkpoints", "step", "raw", "ema"])
 def test_ckpt_may_be_a_run_a_folder_or_a_weights_file(folder, what):
-    step = save(folder, 7, best=True)
+    step = save(folder, 7, best=7)
     given = {"run": folder.path, "checkpoints": folder.checkpoints, "step": step}
     given |= {key: step / name for key, name in run.WEIGHTS.items()}
     found = checkpoints.find_checkpoint(given[what])
@@ -64,16 +74,16 @@ def test_ckpt_may_be_a_run_a_folder_or_a_weights_file(folder, what):
 
 
 def test_latest_is_the_newest_run(folder, monkeypatch):
-    save(folder, 1, best=True)
-    other = run.RunFolder.create(folder.path.parents[1] / "sweeps" / "s" / "3", "train")
-    save(other, 2, best=True)
+    save(folder, 1, best=1)
+    other = run.RunFolder.create(folder.path.parents[1] / "sweeps" / "s" / "3", "train", {}, {})
+    save(other, 2, best=2)
     os.utime(other.checkpoints / "last", ns=(2**62, 2**62))
     monkeypatch.chdir(folder.path.parents[2])
     assert checkpoints.find_checkpoint("latest").description["step"] == 2
 
 
 def test_a_moved_checkpoint_still_opens(folder, tmp_path):
-    step = save(folder, 7, best=True)
+    step = save(folder, 7, best=7)
     moved = step.rename(tmp_path / "elsewhere")
     assert checkpoints.find_checkpoint(moved).run == moved
 
@@ -86,7 +96,7 @@ class Explosive:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda step: (step / "description.json").write_text("{"), "missing or damaged"),
+        (lambda step: (step / "description.json").write_text("{"), "is damaged"),
         (lambda step: (step / "description.json").write_text('{"format": 99}'), "newer flowcli"),
         (lambda step: (step / "description.json").write_text('{"format": 1}'), "before flowcli's first release"),
         (lambda step: (step / "description.json").write_text("[1]"), "not flowcli's"),
@@ -100,7 +110,7 @@ class Explosive:
 )
 def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_line(folder, tmp_path, monkeypatch, damage, message):
     monkeypatch.chdir(tmp_path)
-    damage(save(folder, 1, best=True))
+    damage(save(folder, 1, best=1))
     with pytest.raises(UserError, match=message) as error:
         checkpoints.find_checkpoint(folder.path)
     assert "\n" not in str(error.value)
@@ -109,8 +119,8 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_in_one_line(folder, tmp_path
 
 def test_weights_and_state_are_read_without_running_anything(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    step = save(folder, 1, best=True)
-    (step / "state.pt").write_bytes(pickle.dumps(Explosive()))
+    step = save(folder, 1, best=1)
+    (step / "optimizer.safetensors").write_bytes(pickle.dumps(Explosive()))
     (step / "model.safetensors").write_bytes(pickle.dumps(Explosive()))
     (step / "ema.safetensors").write_bytes((step / "ema.safetensors").read_bytes()[:40])
     found = checkpoints.find_checkpoint(folder.path)
@@ -122,7 +132,7 @@ def test_weights_and_state_are_read_without_running_anything(folder, tmp_path, m
 
 @pytest.mark.parametrize("name", ["../../../etc", "step-1/../..", "/etc", "step-x", "", "step-99"])
 def test_a_pointer_leads_nowhere_but_to_a_step_folder(folder, name):
-    save(folder, 1, best=True)
+    save(folder, 1, best=1)
     (folder.checkpoints / "best").write_text(name)
     with pytest.raises(UserError, match="names no checkpoint"):
         checkpoints.find_checkpoint(folder.path)
@@ -174,10 +184,7 @@ def test_lines_are_cut_back_to_an_offset(folder):
 
 
 def finished(path: Path, metrics: Any) -> Path:
-    made = run.RunFolder.create(path, "train")
-    (path / ".hydra").mkdir()
-    (path / ".hydra" / "resolved.yaml").write_text(yaml.safe_dump(CONFIG))
-    (path / ".hydra" / "choices.yaml").write_text("path: ot\n")
+    made = run.RunFolder.create(path, "train", CONFIG, {"path": "ot"})
     if metrics is not None:
         made.finish(metrics)
     return path
@@ -192,7 +199,7 @@ def test_collect_tells_done_failed_unfinished_and_broken_apart(tmp_path):
     (finished(sweep / "5", {"nll": 1.0}) / "metrics.json").write_text("{")
     (finished(sweep / "6", {"nll": 1.0}) / ".hydra" / "resolved.yaml").write_text("a: ${b}")
     storage.write_json(finished(sweep / "7", {"nll": 1.0}) / "run.json", {"format": 99, "verb": "train"})
-    run.RunFolder.create(sweep / "samples", "sample")
+    run.RunFolder.create(sweep / "samples", "sample", {}, {})
     found = records.collect([sweep, sweep / "2"])
     assert [(r.path.name, r.status) for r in found] == [
         ("2", "done"),

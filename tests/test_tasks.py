@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 import flowcli
 from flowcli import trust
 from flowcli.cli import main
+from flowcli.signals import Listener
 
 SHORT = [
     *["trainer.steps=30", "trainer.batch_size=64", "trainer.log_every=10", "trainer.validate_every=10"],
@@ -116,20 +117,27 @@ def test_one_seed_reproduces_a_run_bit_for_bit(trained, capsys):
             assert first[name] == second[name], name
 
 
+class Stopping(Listener):
+    """Hears a SIGTERM between two steps: when the loop has asked `asks` times."""
+
+    asks = 0
+
+    @property
+    def received(self) -> int:
+        self.asks -= 1
+        return 15 if self.asks < 0 else 0
+
+    @received.setter
+    def received(self, signum: int) -> None:
+        assert signum == 0, "no real signal in this test"
+
+
 @contextmanager
-def stopping_after(asks: int) -> Iterator[list[int]]:
-    """What a SIGTERM between two steps does: seen when the loop has asked `asks` times."""
-
-    class Received(list[int]):
-        asked = 0
-
-        def __bool__(self) -> bool:
-            self.asked += 1
-            if self.asked > asks:
-                self[:] = [15]
-            return len(self) > 0
-
-    yield Received()
+def stopping_after(asks: int) -> Iterator[Listener]:
+    listener = Stopping("stopped")
+    listener.asks = asks
+    listener.released = nullcontext  # type: ignore[assignment]  # asks, too
+    yield listener
 
 
 @pytest.mark.parametrize("asks", [3, 14, 20])
@@ -137,7 +145,7 @@ def test_a_stopped_run_goes_on_to_the_very_same_end(trained, monkeypatch, capsys
     from flowcli.tasks import train as task
 
     with monkeypatch.context() as patch:
-        patch.setattr(task, "_signals", lambda: stopping_after(asks))
+        patch.setattr(task, "listening", lambda advice: stopping_after(asks))
         assert main(["train", *SHORT, *TOY, "hydra.run.dir=stopped"]) == 143
     assert f"stopped at step {asks}; go on with: flowcli train --resume" in capsys.readouterr().err
     assert not Path("stopped/metrics.json").exists()
@@ -170,7 +178,7 @@ def test_every_kind_of_training_goes_on_to_the_very_same_end(kind, monkeypatch, 
     settings = [*TOY, *GOES_ON[kind], "trainer.steps=12", "trainer.checkpoint_every=4", "trainer.validate_every=4"]
     whole = content(train("whole", *settings))
     with monkeypatch.context() as patch:
-        patch.setattr(task, "_signals", lambda: stopping_after(7))
+        patch.setattr(task, "listening", lambda advice: stopping_after(7))
         assert main(["train", *shortened(*settings), *settings, "hydra.run.dir=stopped"]) == 143
     assert main(["train", "--resume", "stopped"]) == 0
     found = content(Path("stopped"))
@@ -241,7 +249,7 @@ def test_reflow_learns_the_pairs_of_an_earlier_run(trained, monkeypatch, capsys)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["transport_cost"] < metrics["transport_cost_independent"]
     with monkeypatch.context() as patch:
-        patch.setattr(task, "_signals", lambda: stopping_after(13))
+        patch.setattr(task, "listening", lambda advice: stopping_after(13))
         assert main(["train", *SHORT, *settings, "hydra.run.dir=stopped"]) == 143
     assert main(["train", "--resume", "stopped"]) == 0
     name = "checkpoints/step-30/ema.safetensors"

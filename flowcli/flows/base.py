@@ -2,12 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from flowcli import processes
 from flowcli.bases import Base
 from flowcli.errors import UserError
 from flowcli.transforms import Affine
@@ -28,6 +29,10 @@ class Result:
     nfe: int
     status: str
     stderr: Tensor | None = None
+
+    def cpu(self) -> "Result":
+        """The same on the CPU."""
+        return replace(self, value=self.value.cpu(), stderr=None if self.stderr is None else self.stderr.cpu())
 
 
 @dataclass(frozen=True)
@@ -126,13 +131,20 @@ def in_chunks(
     condition: Tensor | None,
     shape: tuple[int, ...],
 ) -> Result:
-    """Results of rows 0 .. n, each of this shape, computed batch_size at a time."""
+    """Results of rows 0 .. n, each of this shape, computed batch_size at a time; processes take chunks in turn."""
     if n == 0:
         return Result(torch.empty(0, *shape, dtype=torch.float64), 0, "done")
     size = max(1, n if batch_size is None else batch_size)
-    parts = [
+    firsts = range(0, n, size)
+    mine = [
         chunk(first, min(first + size, n), None if condition is None else condition[first : first + size])
-        for first in range(0, n, size)
+        for first in firsts[processes.rank() :: processes.count()]
     ]
+    parts = mine if processes.count() == 1 else _in_turn(processes.exchange([part.cpu() for part in mine]), len(firsts))
     stderr = None if parts[0].stderr is None else torch.cat([part.stderr for part in parts if part.stderr is not None])
     return Result(torch.cat([part.value for part in parts]), max(part.nfe for part in parts), parts[0].status, stderr)
+
+
+def _in_turn(found: list[list[Result]], chunks: int) -> list[Result]:
+    """The processes' results in the order of the chunks."""
+    return [found[chunk % len(found)][chunk // len(found)] for chunk in range(chunks)]

@@ -1,7 +1,6 @@
 """The language of every picture: colours, letters, lines; and how a picture becomes a file."""
 
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from flowcli.storage import write_bytes
 
 Array = NDArray[Any]
 Limits = tuple[float, float]
@@ -69,10 +70,7 @@ def write(file: Path, build: Callable[[], Figure]) -> None:
         FigureCanvasAgg(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
-    file = Path(file)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(buffer.getvalue())
-    os.replace(partial, file)
+    write_bytes(file, buffer.getvalue())
 
 
 def series_style(index: int) -> dict[str, Any]:

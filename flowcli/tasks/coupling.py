@@ -55,9 +55,11 @@ def fit(
     folder: Path,
     *,
     batch_size: int,
-    resumed: bool,
+    earlier: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Fit a dependent coupling, or load its fit, and give the flow its moments; what it saves in transport.
+
+    earlier: what this gave when the training began, for a run that goes on.
 
     Raises:
         JobError: the pairs leave nothing to learn.
@@ -66,26 +68,24 @@ def fit(
         return {}
     coupling = ends.coupling
     assert isinstance(flow, ContinuousFlow)
-    run, seed = RunFolder(folder), build.seed(config)
-    metrics: dict[str, Any] = {}
-    if resumed:
+    if earlier is not None:  # the flow's moments came with its weights
         coupling.load(fitted_coupling(folder))
-    else:
-        metrics = _fit_coupling(config, dataset, coupling, ends.base, flow, data)
-        run.save_coupling(coupling.state())
+        return earlier
+    metrics = _fit_coupling(config, dataset, coupling, ends.base, flow, data)
+    RunFolder(folder).save_coupling(coupling.state())
     if not coupling.keeps_marginals:
         console.console().print(
             "this coupling changes the marginals: the flow leads from the noise to the data as the plan re-weights both"
         )
+    seed = build.seed(config)
     states = flow.lift(flow.to_model(dataset.points("train")), generator(seed, "lift"))
     found = ends.measure(states, data.condition, batch_size=batch_size, seed=seed)
     moments = found.moments
     if float(moments.delta) < DEGENERATE * float(moments.var_0 * moments.var_1):
         raise JobError("the coupling's pairs are a linear map of each other: there is nothing left to learn")
-    if not resumed:
-        field = flow.field
-        assert isinstance(field, PathField)
-        field.moments.load_state_dict(moments.state_dict())
+    field = flow.field
+    assert isinstance(field, PathField)
+    field.moments.load_state_dict(moments.state_dict())
     return metrics | {"transport_cost": found.cost, "transport_cost_independent": found.independent_cost}
 
 

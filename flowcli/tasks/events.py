@@ -1,17 +1,24 @@
 """What a trained flow is asked about: the test split of its own data, or the rows of a file."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowcli import build
+from flowcli import build, console
 from flowcli.checkpoints import Checkpoint
-from flowcli.dataset import Dataset, dequantize
+from flowcli.dataset import SPLITS, Dataset, dequantize
 from flowcli.errors import UserError
+
+MOST_MADE = 1 << 25
+"""Numbers of a data set that is drawn from a formula because a checkpoint says so."""
+FEW = 10
+"""Rows of such a data set whose events show their shape."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,29 @@ def open_dataset(config: Mapping[str, Any], checkpoint: Checkpoint) -> Dataset:
     Raises:
         UserError: it cannot be opened, or is not what it was.
     """
-    opened = build.source(config).load()
+    source, node = build.source(config), config["data"]
+    if node.get("path") is not None:
+        _say_opening(str(node["path"]))
+    rows = [node.get(split) for split in SPLITS]
+    if all(isinstance(count, int) for count in rows):  # drawn from a formula, as many as the config says
+        _require_shape(build.source({**config, "data": {**node, **dict.fromkeys(SPLITS, FEW)}}).load(), checkpoint)
+        if sum(rows) * math.prod(checkpoint.description["event_shape"]) > MOST_MADE:
+            raise UserError(f"data: {sum(rows):,} rows are too many to draw because a checkpoint says so")
+    opened = source.load()
+    _require_shape(opened, checkpoint)
+    return opened
+
+
+def _require_shape(opened: Dataset, checkpoint: Checkpoint) -> None:
     if list(opened.event_shape) != checkpoint.description["event_shape"]:
         wanted = tuple(checkpoint.description["event_shape"])
         raise UserError(f"data: has events of shape {opened.event_shape}, the checkpoint's have {wanted}")
-    return opened
+
+
+@cache
+def _say_opening(file: str) -> None:
+    """Name a file that nobody named on the command line; once, though a preflight opens it before the job does."""
+    console.console().print(f"reading {file}, the data that the checkpoint names")
 
 
 def column_names(checkpoint: Checkpoint) -> tuple[str, ...] | None:

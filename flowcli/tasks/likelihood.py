@@ -9,9 +9,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from flowcli import build, console, evaluate, plots
+from flowcli import build, console, evaluate, plots, processes
 from flowcli.errors import UserError, integer
-from flowcli.storage import write_json
+from flowcli.storage import replacing, write_json
 from flowcli.tasks.events import Events, open_events
 
 
@@ -45,6 +45,11 @@ def run(config: Mapping[str, Any], folder: Path) -> float:
         UserError: the checkpoint or the data cannot be opened, or the flow has no density.
         JobError: the solver failed.
     """
+    with processes.writing(folder) as own:
+        return _score(config, own)
+
+
+def _score(config: Mapping[str, Any], folder: Path) -> float:
     batch_size, check_rows = _settings(config)
     checkpoint, flow = build.from_checkpoint(config)
     scored, seed = open_events(config, checkpoint), build.seed(config)
@@ -80,8 +85,10 @@ def _title(scored: Events) -> str:
 
 def _write(numbers: Tensor, log_prob: Tensor, stderr: Tensor | None, folder: Path) -> None:
     """One line a row: its number, log_prob in nats, and the probes' standard error where there is one."""
-    np.save(folder / "log_prob.npy", log_prob.numpy())
+    with replacing(folder / "log_prob.npy") as file:
+        np.save(file, log_prob.numpy())
     columns = {"row": numbers.numpy(), "log_prob": log_prob.numpy()}
     if stderr is not None:
         columns["stderr"] = stderr.numpy()
-    pl.DataFrame(columns).write_csv(folder / "log_prob.csv")
+    with replacing(folder / "log_prob.csv") as file:
+        pl.DataFrame(columns).write_csv(file)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from flowcli import build
+from flowcli import build, processes
 from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError, choice, integer
 from flowcli.flows.base import Flow
@@ -75,4 +75,5 @@ def run(config: Mapping[str, Any], folder: Path) -> None:
     """
     checkpoint, flow = build.from_checkpoint(config)
     config = {**config, "batch_size": integer("batch_size", config["batch_size"], minimum=1)}
-    MODES[config["mode"]].run(config, checkpoint, flow, folder)
+    with processes.writing(folder) as own:
+        MODES[config["mode"]].run(config, checkpoint, flow, own)

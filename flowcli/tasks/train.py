@@ -4,19 +4,17 @@ import copy
 import json
 import math
 import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
 
-from flowcli import build, console, pictures
+from flowcli import build, console, pictures, processes
 from flowcli.checkpoints import find_checkpoint
 from flowcli.dataset import Dataset, TrainingData
 from flowcli.ends import Ends
@@ -27,7 +25,8 @@ from flowcli.objectives import Objective
 from flowcli.parametrizations import Raw
 from flowcli.provenance import environment
 from flowcli.run import REFERENCE_FILE, RunFolder
-from flowcli.storage import write_json
+from flowcli.signals import Listener, listening
+from flowcli.storage import replacing, write_json
 from flowcli.tasks import coupling
 
 REFERENCE_ROWS = 5000
@@ -92,45 +91,54 @@ def run(config: Mapping[str, Any], folder: Path) -> float | None:
         JobError: the training failed.
         Interrupted: a signal stopped it, after a checkpoint was written.
     """
-    dataset = build.source(config).load()
-    job = _Job.of(config, dataset)
-    flow = job.flow
-    write_json(folder / "data.json", dataset.source)
-    write_json(folder / "environment.json", environment(flow.device))
-    metrics = _train(config, dataset, job, folder)
-    best = find_checkpoint(folder, "best")
-    flow.load_state_dict(best.tensors("ema"))  # what --ckpt will open: the figures are those of that flow
-    metrics["best_step"] = best.description["step"]
-    try:
-        return _evaluate(config, dataset, flow, folder, metrics)
-    except KeyboardInterrupt as error:
-        again = f"flowcli train --resume {console.shown(folder)}"
-        raise Interrupted(
-            signal.SIGINT, f"stopped in the evaluation, all training is kept; finish with: {again}"
-        ) from error
+    again = f"flowcli train --resume {console.shown(folder)}"
+    advice = f"stopped before the first step; start it again with: {again}"
+    with listening(advice, patient=processes.count() > 1) as listener, processes.writing(folder) as own:
+        dataset = build.source(config).load()
+        job = _Job.of(config, dataset)
+        flow = job.flow
+        write_json(own / "data.json", dataset.source)
+        write_json(own / "environment.json", environment(flow.device))
+        metrics = _train(config, dataset, job, folder, own, listener)
+        listener.advice = f"stopped in the evaluation, all training is kept; finish with: {again}"
+        processes.wait()  # for the last checkpoint
+        best = find_checkpoint(folder, "best")
+        flow.load_state_dict(best.tensors("ema"))  # what --ckpt will open: the figures are those of that flow
+        metrics["best_step"] = best.description["step"]
+        return _evaluate(config, dataset, flow, folder, own, metrics)
 
 
 # ---------------------------------------------------------------- training
-def _train(config: Mapping[str, Any], dataset: Dataset, job: _Job, folder: Path) -> dict[str, Any]:
-    """Train the flow, or save it as it is where there is nothing to train."""
+def _train(
+    config: Mapping[str, Any], dataset: Dataset, job: _Job, folder: Path, own: Path, listener: Listener
+) -> dict[str, Any]:
+    """Train the flow, or save it as it is where there is nothing to train.
+
+    folder: of the run, to read; own: what this process may write into.
+    """
     flow, trainer = job.flow, job.trainer
     description = _description(config, dataset, folder)
     if job.objective is None:
-        weights = {"raw": flow.state_dict(), "ema": flow.state_dict()}
-        _save(RunFolder(folder), 0, weights, config, description, state={"step": 0}, best=True)
+        if processes.leads():
+            _save_untrained(RunFolder(folder), flow, config, description)
         return {"step": 0}
     _say_cuts(flow)
-    progress, average, offsets = _resumed(config, flow, folder)
-    data = job.data(dataset)
-    earlier = torch.get_num_threads()
-    torch.set_num_threads(trainer.choose_threads(flow.trainable_parameters()))
-    try:
-        size, resumed = trainer.batch_size, average is not None
-        metrics = coupling.fit(config, dataset, flow, job.ends, data, folder, batch_size=size, resumed=resumed)
+    state = _State.of(config, flow, folder)
+    progress, data = state.progress, job.data(dataset)
+    progress.threads = progress.threads or trainer.choose_threads(flow.trainable_parameters())
+    with _threads(progress.threads):
+        kept = folder if state.coupling is not None else own
+        fitted = coupling.fit(
+            config, dataset, flow, job.ends, data, kept, batch_size=trainer.batch_size, earlier=state.coupling
+        )
         with (
-            _signals() as received,
+            listener.held(),
             console.TrainingProgress(trainer.steps, progress.step) as shown,
-            closing(_Observer(RunFolder(folder), config, description, shown, received, offsets)) as observer,
+            closing(
+                _Observer(RunFolder(folder), config, description, shown, listener, state, fitted)
+                if processes.leads()
+                else _Follower(listener)
+            ) as observer,
         ):
             _, ending = trainer.fit(
                 flow,
@@ -140,19 +148,17 @@ def _train(config: Mapping[str, Any], dataset: Dataset, job: _Job, folder: Path)
                 seed=build.seed(config),
                 observer=observer,
                 progress=progress,
-                average=average,
+                average=state.average,
+                optimizer=state.optimizer,
             )
-    finally:
-        torch.set_num_threads(earlier)
     if ending == "stopped":
-        raise Interrupted(
-            received[0], f"stopped at step {progress.step}; go on with: flowcli train --resume {console.shown(folder)}"
-        )
+        again = f"flowcli train --resume {console.shown(folder)}"
+        raise Interrupted(listener.received or signal.SIGTERM, f"stopped at step {progress.step}; go on with: {again}")
     if ending == "max_time":
         console.console().print(f"trainer.max_time: stopped at step {progress.step} of {trainer.steps}")
     seconds = max(progress.seconds, 1e-9)
-    metrics |= {"step": progress.step, "train_seconds": progress.seconds, "steps_per_second": progress.step / seconds}
-    return metrics | ({"coupling_share": progress.coupling_seconds / seconds} if "transport_cost" in metrics else {})
+    metrics = {"step": progress.step, "train_seconds": progress.seconds, "steps_per_second": progress.step / seconds}
+    return fitted | metrics | ({"coupling_share": progress.coupling_seconds / seconds} if fitted else {})
 
 
 def _say_cuts(flow: Flow) -> None:
@@ -174,17 +180,42 @@ def _description(config: Mapping[str, Any], dataset: Dataset, folder: Path) -> d
     }
 
 
-def _resumed(config: Mapping[str, Any], flow: Flow, folder: Path) -> tuple[Progress, Flow | None, dict[str, int]]:
-    """Load the last checkpoint into the flow; the progress, the averaged flow and the lengths of the logs then."""
-    if not config.get("resume") or not (folder / "checkpoints" / "last").is_file():
-        return Progress(), None, {METRICS: 0, TIMINGS: 0}
-    checkpoint = find_checkpoint(folder, "last")
-    average = copy.deepcopy(flow)
-    average.load_state_dict(checkpoint.tensors("ema"))
-    flow.load_state_dict(checkpoint.tensors("raw"))
-    state = checkpoint.state()
-    offsets = state.pop("offsets")
-    return Progress(**state), average, offsets
+@dataclass(frozen=True)
+class _State:
+    """Where a training goes on: at the last checkpoint, or at the beginning.
+
+    Attributes:
+        average: the averaged flow; None at the beginning.
+        optimizer: its tensors by name.
+        offsets: lengths of the logs in bytes.
+        coupling: figures of the fit, None where there was none yet.
+    """
+
+    progress: Progress
+    average: Flow | None
+    optimizer: dict[str, torch.Tensor]
+    offsets: dict[str, int]
+    coupling: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], flow: Flow, folder: Path) -> "_State":
+        """Load the last checkpoint into the flow, if the run goes on and has one."""
+        if not config.get("resume") or not (folder / "checkpoints" / "last").is_file():
+            return cls(Progress(), None, {}, {METRICS: 0, TIMINGS: 0}, None)
+        checkpoint = find_checkpoint(folder, "last")
+        average = copy.deepcopy(flow)
+        average.load_state_dict(checkpoint.tensors("ema"))
+        flow.load_state_dict(checkpoint.tensors("raw"))
+        values, optimizer = checkpoint.state()
+        progress = Progress.restore(values["training"])
+        if processes.leads():
+            RunFolder(folder).settle(_best(progress))
+        return cls(progress, average, optimizer, values["offsets"], values["coupling"])
+
+
+def _best(progress: Progress) -> int:
+    """The step that `best` names; before a validation it is the last one."""
+    return progress.step if progress.best_step is None else progress.best_step
 
 
 class _Observer:
@@ -196,81 +227,103 @@ class _Observer:
         config: Mapping[str, Any],
         description: dict[str, Any],
         shown: console.TrainingProgress,
-        received: list[int],
-        offsets: dict[str, int],
+        listener: Listener,
+        state: _State,
+        fitted: Mapping[str, Any],
     ) -> None:
         self._folder, self._config, self._description = folder, config, description
-        self._shown, self._received = shown, received
-        self._lines = {name: folder.lines(name, offset) for name, offset in offsets.items()}
+        self._shown, self._listener, self._fitted = shown, listener, fitted
+        self._lines = {name: folder.lines(name, offset) for name, offset in state.offsets.items()}
 
     def logged(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
         self._lines[METRICS].append(record)
         self._lines[TIMINGS].append(timing)
         self._shown.update(record)
 
-    def checkpoint(self, progress: Progress, flow: Flow, average: Flow, *, best: bool) -> None:
-        state = vars(progress) | {"offsets": {name: lines.sync() for name, lines in self._lines.items()}}
-        weights = {"raw": flow.state_dict(), "ema": average.state_dict()}
-        _save(self._folder, progress.step, weights, self._config, self._description, state=state, best=best)
+    def checkpoint(self, progress: Progress, flow: Flow, average: Flow, optimizer: Mapping[str, torch.Tensor]) -> None:
+        offsets = {name: lines.sync() for name, lines in self._lines.items()}
+        self._folder.save_checkpoint(
+            progress.step,
+            weights={"raw": flow.state_dict(), "ema": average.state_dict()},
+            config=_kept(self._config),
+            description=self._description,
+            progress={"training": vars(progress), "offsets": offsets, "coupling": self._fitted},
+            optimizer=optimizer,
+            best=_best(progress),
+        )
 
     def should_stop(self) -> bool:
-        return bool(self._received)
+        return bool(self._listener.received)
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        # a process that leaves a step on its own would leave the others waiting for its share
+        return self._listener.released() if processes.count() == 1 else nullcontext()
 
     def close(self) -> None:
         for lines in self._lines.values():
             lines.close()
 
 
-def _save(
-    folder: RunFolder,
-    step: int,
-    weights: Mapping[str, Mapping[str, torch.Tensor]],
-    config: Mapping[str, Any],
-    description: Mapping[str, Any],
-    *,
-    state: Mapping[str, Any],
-    best: bool,
-) -> None:
-    kept = {key: value for key, value in config.items() if key not in ("resume", "trust")}
-    folder.save_checkpoint(step, weights=weights, config=kept, description=description, state=state, best=best)
+class _Follower:
+    """Of a process that does not lead: it writes and shows nothing."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def logged(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
+        pass
+
+    def checkpoint(self, progress: Progress, flow: Flow, average: Flow, optimizer: Mapping[str, torch.Tensor]) -> None:
+        pass
+
+    def should_stop(self) -> bool:
+        return bool(self._listener.received)
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def close(self) -> None:
+        pass
+
+
+def _save_untrained(folder: RunFolder, flow: Flow, config: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    weights = {"raw": flow.state_dict(), "ema": flow.state_dict()}
+    progress = {"training": vars(Progress()), "offsets": {METRICS: 0, TIMINGS: 0}, "coupling": {}}
+    folder.save_checkpoint(
+        0, weights=weights, config=_kept(config), description=description, progress=progress, optimizer={}, best=0
+    )
+
+
+def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("resume", "trust")}
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM for the loop to see between two steps; a second one stops at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(signum)
-
-    earlier = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+def _threads(number: int) -> Iterator[None]:
+    earlier = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
-        yield received
+        yield
     finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
+        torch.set_num_threads(earlier)
 
 
 # ---------------------------------------------------------------- evaluation
 @torch.no_grad()
 def _evaluate(
-    config: Mapping[str, Any], dataset: Dataset, flow: Flow, folder: Path, metrics: dict[str, Any]
+    config: Mapping[str, Any], dataset: Dataset, flow: Flow, folder: Path, own: Path, metrics: dict[str, Any]
 ) -> float | None:
     """Measure on the test split, draw, write the final figures and show them."""
     evaluation, seed = build.evaluation(config), build.seed(config)
     console.console().print("evaluating on the test split and drawing")
     found, samples = evaluation(flow, dataset, seed=seed)
-    np.save(folder / "samples.npy", samples.numpy())
-    np.save(folder / REFERENCE_FILE, dataset.points("test")[:REFERENCE_ROWS].numpy())
+    for name, points in (("samples.npy", samples), (REFERENCE_FILE, dataset.points("test")[:REFERENCE_ROWS])):
+        with replacing(own / name) as file:
+            np.save(file, points.numpy())
     if evaluation.pictures:
-        _draw(flow, dataset, samples, folder, seed=seed, batch_size=evaluation.batch_size)
+        _draw(flow, dataset, samples, folder, own, seed=seed, batch_size=evaluation.batch_size)
     metrics = found | metrics
-    RunFolder(folder).finish(metrics)
+    RunFolder(own).finish(metrics)
     console.closing_table(console.metric_rows(metrics), f"test split, {len(dataset.test):,} rows")
     if "nll_missing" in metrics:
         console.console().print(f"no likelihood: {metrics['nll_missing']}")
@@ -279,12 +332,14 @@ def _evaluate(
     return float(nll) if math.isfinite(nll) else None
 
 
-def _draw(flow: Flow, dataset: Dataset, samples: torch.Tensor, folder: Path, *, seed: int, batch_size: int) -> None:
+def _draw(
+    flow: Flow, dataset: Dataset, samples: torch.Tensor, folder: Path, own: Path, *, seed: int, batch_size: int
+) -> None:
     """The pictures of a run."""
     data = dataset.points("test")
-    pictures.samples(samples, data, dataset.columns, folder / "samples.png")
-    pictures.trajectories(flow, data, dataset.columns, folder / "trajectories.png", seed=seed)
+    pictures.samples(samples, data, dataset.columns, own / "samples.png")
+    pictures.trajectories(flow, data, dataset.columns, own / "trajectories.png", seed=seed)
     if dataset.event_shape == (2,) and flow.no_likelihood is None:
-        pictures.density(flow, dataset, folder / "density.png", batch_size=batch_size)
-    if (folder / METRICS).is_file():
-        pictures.loss(folder / METRICS, folder / "loss.png")
+        pictures.density(flow, dataset, own / "density.png", batch_size=batch_size)
+    if processes.leads() and (folder / METRICS).is_file():
+        pictures.loss(folder / METRICS, own / "loss.png")

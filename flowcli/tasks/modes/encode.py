@@ -16,7 +16,7 @@ from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
 from flowcli.randomness import generator
 from flowcli.sde import Stochastic
-from flowcli.storage import write_json
+from flowcli.storage import replacing, write_json
 from flowcli.tasks.events import open_events
 from flowcli.tasks.modes import files
 
@@ -55,7 +55,8 @@ def run(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, folder: P
     events, out, seed = open_events(config, checkpoint), files.destination(config), build.seed(config)
     result = flow.encode(events.x, batch_size=config["batch_size"])
     latents = result.value.double().cpu()
-    np.save(folder / "latents.npy", latents.numpy())
+    with replacing(folder / "latents.npy") as file:
+        np.save(file, latents.numpy())
     names = [f"z{i}" for i in range(latents[0].numel())]
     if out is not None:
         files.write(latents, names, out, events.numbers)

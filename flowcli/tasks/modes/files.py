@@ -1,6 +1,8 @@
 """What the modes of `flowcli sample` read and write: rows, reference points, arrays and tables."""
 
+import math
 import os
+import tokenize
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,17 @@ import torch
 import yaml
 from torch import Tensor
 
-from flowcli import launch
+from flowcli import launch, processes
 from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError, integer
 from flowcli.run import REFERENCE_FILE
+from flowcli.storage import replacing
 
 ENDINGS = (".npy", ".csv", ".parquet")
+MOST_REFERENCE = 1 << 24
+"""Numbers that are read of the true points."""
+_HEADER_ERRORS = (SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
+"""numpy parses the header of an NPY file as a Python literal."""
 
 
 def changed(config: Mapping[str, Any], key: str) -> bool:
@@ -38,13 +45,18 @@ def chosen_rows(key: str, value: object, *, minimum: int) -> list[int]:
 
 # ---------------------------------------------------------------- what a training left
 def reference(checkpoint: Checkpoint) -> Tensor | None:
-    """True points that the training left in its run folder, if they are still there."""
+    """True points (N, ...) that the training left in its run folder, if they are still there, float64."""
     try:
-        points = torch.from_numpy(np.load(checkpoint.run / REFERENCE_FILE, allow_pickle=False))
-    except (OSError, ValueError, EOFError):
+        # mapped and not read: a header may claim more rows than memory holds
+        with np.errstate(over="raise"):
+            points = np.lib.format.open_memmap(checkpoint.run / REFERENCE_FILE, mode="r")
+    except (OSError, ValueError, EOFError, TypeError, ArithmeticError, *_HEADER_ERRORS):
         return None
-    fits = list(points.shape[1:]) == checkpoint.description["event_shape"] and points.is_floating_point()
-    return points.double() if fits else None
+    shape = checkpoint.description["event_shape"]
+    if points.dtype not in (np.float32, np.float64) or list(points.shape[1:]) != shape or not len(points):
+        return None
+    some = torch.from_numpy(np.array(points[: max(1, MOST_REFERENCE // math.prod(shape))], dtype=np.float64))
+    return some if bool(some.isfinite().all()) else None
 
 
 # ---------------------------------------------------------------- --out
@@ -66,10 +78,14 @@ def destination(config: Mapping[str, Any]) -> Path | None:
 
 def write(values: Tensor, names: Sequence[str], out: Path, numbers: Tensor | None = None) -> None:
     """Write rows (N, ...) as an array of their shape, or as a table of named columns, behind row numbers (N,)."""
-    if out.suffix == ".npy":
-        np.save(out, values.numpy())
+    if not processes.leads():
         return
-    flat = values.flatten(1).numpy()
-    front = {} if numbers is None else {"row": numbers.numpy()}
-    table = pl.DataFrame(front | {name: flat[:, i] for i, name in enumerate(names)})
-    table.write_csv(out) if out.suffix == ".csv" else table.write_parquet(out)
+    with replacing(out) as file:
+        if out.suffix == ".npy":
+            np.save(file, values.numpy())
+            return
+        flat = values.flatten(1).numpy()
+        front = {} if numbers is None else {"row": numbers.numpy()}
+        table = pl.DataFrame(front | {name: flat[:, i] for i, name in enumerate(names)})
+        # by pyarrow, whose errors of the disk are the operating system's
+        table.write_csv(file) if out.suffix == ".csv" else table.write_parquet(file, use_pyarrow=True)

@@ -13,7 +13,7 @@ from flowcli import console, latent, plots
 from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError, integer, number
 from flowcli.flows.base import Flow
-from flowcli.storage import write_json
+from flowcli.storage import replacing, write_json
 from flowcli.tasks.events import Events, column_names, open_events
 from flowcli.tasks.modes import files
 from flowcli.tasks.modes.encode import require_latents
@@ -79,7 +79,8 @@ def run(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, folder: P
     stem = "interpolation" if pair is None else "direction"
     kept: dict[str, Any] = {name: value.cpu().numpy() for name, value in walks.kept.items()}
     decoded = dict(zip(walks.names, paths.numpy(), strict=True)) if pair is None else {"moved": paths.numpy()}
-    np.savez(folder / f"{stem}.npz", rows=np.array(rows), **kept, **decoded)
+    with replacing(folder / f"{stem}.npz") as file:
+        np.savez(file, rows=np.array(rows), **kept, **decoded)
     data = events.x if config["input"] is None else files.reference(checkpoint)
     plots.interpolation(
         paths.numpy(),

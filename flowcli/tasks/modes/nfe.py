@@ -18,7 +18,7 @@ from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
 from flowcli.randomness import generator
 from flowcli.solvers import FIXED, FixedStep
-from flowcli.storage import write_json
+from flowcli.storage import replacing, write_json
 from flowcli.tasks.events import open_dataset
 
 KEYS: tuple[str, ...] = ("nfe", "draws")
@@ -81,7 +81,8 @@ def run(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, folder: P
             failed.append(f"{solver.method}, {solver.steps} steps: {error}")
     floor = measure.floor()
     table = _table(found, own, floor)
-    table.write_csv(folder / "nfe.csv")
+    with replacing(folder / "nfe.csv") as file:
+        table.write_csv(file)
     _draw(table, floor["w2"], folder / "nfe.png")
     metrics_of_own = {"nfe_sample": own.nfe, **_flat("", own.values), **_flat("_floor", floor)}
     write_json(folder / "metrics.json", {"draws": draws, "draw_points": points, **metrics_of_own})

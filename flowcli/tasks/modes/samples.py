@@ -12,7 +12,7 @@ from flowcli import build, console, pictures
 from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError, integer
 from flowcli.flows.base import Flow
-from flowcli.storage import write_json
+from flowcli.storage import replacing, write_json
 from flowcli.tasks.events import column_names
 from flowcli.tasks.modes import files
 
@@ -47,14 +47,16 @@ def run(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, folder: P
     out, seed, columns = files.destination(config), build.seed(config), column_names(checkpoint)
     result = flow.sample(n, seed=seed, batch_size=config["batch_size"])
     samples, data = result.value.cpu(), files.reference(checkpoint)
-    np.save(folder / "samples.npy", samples.numpy())
+    with replacing(folder / "samples.npy") as file:
+        np.save(file, samples.numpy())
     if out is not None:
         files.write(samples, columns or [f"x{i}" for i in range(samples[0].numel())], out)
     pictures.samples(samples, data, columns, folder / "samples.png")
     if trajectories:
         way = flow.trajectory(trajectories, seed=seed, points=pictures.PATH_POINTS)
         times, states = way.times.cpu().numpy(), way.states.cpu().numpy()
-        np.savez(folder / "trajectories.npz", times=times, states=states)
+        with replacing(folder / "trajectories.npz") as file:
+            np.savez(file, times=times, states=states)
         pictures.draw_trajectories(way, data, columns, folder / "trajectories.png")
     write_json(folder / "metrics.json", {"n": n, "seed": seed, "nfe_sample": result.nfe, "status": result.status})
     spread = ", ".join(f"{value:.4g}" for value in samples.flatten(1).std(0)[:8].tolist())

@@ -1,0 +1,79 @@
+"""SIGINT and SIGTERM: an exception at once, or, where work is held together, a note that somebody asks for."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from flowcli.errors import Interrupted
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""A terminal's Ctrl-C; what `kill`, SLURM and torchrun send."""
+
+
+class Listener:
+    """What becomes of the first signal; the second one ends the process on the spot.
+
+    Attributes:
+        advice: what the user reads when the signal is raised.
+        received: the first signal's number.
+    """
+
+    def __init__(self, advice: str, *, patient: bool = False) -> None:
+        """advice: as above; patient: let later signals pass (torchrun sends its own after a terminal's Ctrl-C)."""
+        self.advice, self.received = advice, 0
+        self._held, self._patient = False, patient
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if self.received:
+            return
+        self.received = signum
+        for each in STOPPING:
+            signal.signal(each, signal.SIG_IGN if self._patient else signal.SIG_DFL)
+        if not self._held:
+            raise self.interrupted()
+
+    def interrupted(self) -> Interrupted:
+        """What to raise after a signal."""
+        return Interrupted(self.received, self.advice)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """In here a signal only notes itself in `received`."""
+        earlier, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = earlier
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """In here, inside of `held`, it is raised again; one that came before is raised now.
+
+        Raises:
+            Interrupted: on a signal.
+        """
+        earlier, self._held = self._held, False
+        try:
+            if self.received:
+                raise self.interrupted()
+            yield
+        finally:
+            self._held = earlier
+
+
+@contextmanager
+def listening(advice: str, *, patient: bool = False) -> Iterator[Listener]:
+    """Hear both signals in the main thread, the only one that Python tells."""
+    listener = Listener(advice, patient=patient)
+    if threading.current_thread() is not threading.main_thread():
+        yield listener
+        return
+    earlier = {signum: signal.signal(signum, listener) for signum in STOPPING}
+    try:
+        yield listener
+    finally:
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)

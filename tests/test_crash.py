@@ -1,0 +1,342 @@
+"""What a run survives: kills at any instant, disks that fail, signals, a second process on its folder."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from forks import Forks
+
+from flowcli.checkpoints import find_checkpoint
+from flowcli.records import collect
+from flowcli.run import RUN_FILE
+
+TINY = [
+    *["data=moons", "data.train=128", "data.validation=32", "data.test=40", "network.width=8", "network.depth=1"],
+    *["network.fourier_features=2", "trainer.batch_size=16", "trainer.warmup=2", "trainer.log_every=2"],
+    *["trainer.validate_every=4", "trainer.checkpoint_every=3", "trainer.steps=9", "solver=euler", "solver.steps=2"],
+    *["divergence=hutchinson", "evaluation.draws=2", "evaluation.draw_points=20", "evaluation.trajectories=2"],
+    *["evaluation.pictures=false", "evaluation.velocity_error=false"],
+]
+KINDS = {
+    "plain": [],
+    "ot": ["coupling=ot", "coupling.minibatch=8"],
+    "semidiscrete": ["coupling=semidiscrete", "coupling.iterations=5", "coupling.batch_size=32"],
+    "mle": ["objective=mle", "objective.solver.steps=1", "network.width=8", "network.depth=1"],
+    "nsf": ["model=nsf", "model.transforms=1", "model.width=8", "model.depth=1"],
+    "adamw": ["trainer.optimizer=adamw", "trainer.weight_decay=0.1", "trainer.grad_clip=1", "seed=5"],
+}
+CLOCKS = ("train_seconds", "steps_per_second", "coupling_share", "coupling_fit_seconds")
+
+
+def words(kind: str) -> list[str]:
+    known = KINDS[kind]
+    tiny = [w for w in TINY if kind not in ("mle", "nsf") or w.split("=")[0].split(".")[0] not in ("network",)]
+    if kind == "nsf":
+        tiny = [w for w in tiny if w.split("=")[0].split(".")[0] not in ("solver", "divergence")]
+    return ["train", *known, *tiny, "hydra.run.dir=run"]
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The run of a kind that nobody disturbed: {file: content}, how long it took and how often it changed the disk."""
+    found: dict[str, tuple[dict[str, Any], float, int]] = {}
+
+    def of(kind: str) -> tuple[dict[str, Any], float, int]:
+        if kind not in found:
+            folder = tmp_path_factory.mktemp(kind)
+            done = forks.run(words(kind), folder)
+            assert done["status"] == 0, done
+            found[kind] = content(folder / "run"), done["seconds"], len(done["changes"].split())
+        return found[kind]
+
+    return of
+
+
+def content(run: Path) -> dict[str, Any]:
+    """All that is promised to be the same, bit for bit."""
+    files = [file for file in run.rglob("*") if file.is_file() and ".hydra" not in file.parts]
+    kept = {str(file.relative_to(run)): file.read_bytes() for file in files}
+    for clock in ("timings.jsonl", "environment.json", ".lock", "train.log"):
+        kept.pop(clock, None)
+    for name in [name for name in kept if name.endswith("progress.json")]:
+        values = json.loads(kept[name])
+        values["training"] = {key: value for key, value in values["training"].items() if "seconds" not in key}
+        values["offsets"].pop("timings.jsonl")
+        values["coupling"].pop("coupling_fit_seconds", None)
+        kept[name] = values
+    for name in [name for name in kept if name.endswith("config.yaml")]:
+        kept[name] = yaml.safe_load(kept[name])  # the order of the keys is nobody's
+    metrics = json.loads(kept["metrics.json"])
+    kept["metrics.json"] = {key: value for key, value in metrics.items() if key not in CLOCKS}
+    return kept
+
+
+def finish(forks: Forks, folder: Path, kind: str) -> dict[str, Any]:
+    """Whatever happened, go on as a user would, and see that the state that was left can be read."""
+    run = folder / "run"
+    if not (run / RUN_FILE).is_file():
+        again = forks.run(words(kind), folder)
+    else:
+        (record,) = collect([run])
+        assert record.status in ("unfinished", "failed", "done"), record
+        if (run / "checkpoints" / "last").is_file():
+            for which in ("last", "best"):
+                if (run / "checkpoints" / which).is_file():
+                    find_checkpoint(run, which).tensors("ema")
+            find_checkpoint(run, "last").state()
+        again = forks.run(["train", "--resume", "run"], folder)
+    assert again["status"] == 0, again
+    return content(run)
+
+
+def same(ended: dict[str, Any], whole: dict[str, Any]) -> None:
+    assert ended.keys() == whole.keys()
+    for name in whole:
+        assert ended[name] == whole[name], name
+
+
+# ---------------------------------------------------------------- kills
+def killed_at_a_change(forks: Forks, undisturbed: Any, tmp_path: Path, kind: str, first: int, stride: int) -> int:
+    whole, _, changes = undisturbed(kind)
+    tried = 0
+    for k in range(first, changes + 1, stride):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        died = forks.run(words(kind), folder, kill_at=k)
+        assert died["status"] == -signal.SIGKILL, died
+        same(finish(forks, folder, kind), whole)
+        shutil.rmtree(folder)
+        tried += 1
+    return tried
+
+
+@pytest.mark.parametrize("kind", ["plain", "semidiscrete"])
+def test_a_kill_between_two_changes_of_the_disk_loses_nothing(kind, forks, undisturbed, tmp_path):
+    assert killed_at_a_change(forks, undisturbed, tmp_path, kind, first=5, stride=29) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "semidiscrete"])
+def test_a_kill_before_every_change_of_the_disk_loses_nothing(kind, forks, undisturbed, tmp_path):
+    assert killed_at_a_change(forks, undisturbed, tmp_path, kind, first=1, stride=1) > 100
+
+
+def killed_at_random(forks: Forks, undisturbed: Any, tmp_path: Path, kills: int, seed: int) -> None:
+    draws, killed = random.Random(seed), 0
+    while killed < kills:
+        kind = draws.choice(list(KINDS))
+        whole, seconds, _ = undisturbed(kind)
+        folder = tmp_path / f"{kind}-{killed}"
+        folder.mkdir()
+        line = words(kind)
+        for _ in range(draws.randint(1, 3)):  # the run that goes on may be killed, too
+            died = forks.run(line, folder, signals=[[draws.uniform(0.0, seconds), signal.SIGKILL]])
+            assert died["status"] in (-signal.SIGKILL, 0), died
+            killed += died["status"] != 0
+            if died["status"] == 0:
+                break
+            line = ["train", "--resume", "run"] if (folder / "run" / RUN_FILE).is_file() else line
+        same(finish(forks, folder, kind), whole)
+        shutil.rmtree(folder)
+
+
+def test_a_run_killed_at_random_instants_ends_as_if_it_had_not_been(forks, undisturbed, tmp_path):
+    killed_at_random(forks, undisturbed, tmp_path, kills=5, seed=1)
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_instants(forks, undisturbed, tmp_path):
+    killed_at_random(forks, undisturbed, tmp_path, kills=50, seed=2)
+
+
+# ---------------------------------------------------------------- a disk that fails
+def failing(forks: Forks, undisturbed: Any, tmp_path: Path, event: str, first: int, stride: int, code: int) -> int:
+    whole, _, changes = undisturbed("plain")
+    tried = 0
+    for k in range(first, changes + 1, stride):
+        folder = tmp_path / f"{event}-{k}"
+        folder.mkdir()
+        failed = forks.run(words("plain"), folder, **{event: k, "error": code})
+        if failed["status"] != 0:  # a temporary file that cannot be removed is nobody's loss
+            assert failed["status"] in (1, 2), failed
+            lines = failed["err"].splitlines()
+            assert len(lines) == 1 and lines[0].startswith("flowcli train: error: "), failed["err"]
+            assert os.strerror(code).lower() in lines[0].lower() and "run" in lines[0], failed["err"]
+        same(finish(forks, folder, "plain"), whole)
+        shutil.rmtree(folder)
+        tried += 1
+    return tried
+
+
+@pytest.mark.parametrize(("event", "code"), [("fail_at", errno.EIO), ("fail_from", errno.ENOSPC)])
+def test_a_change_of_the_disk_that_fails_is_said_and_nothing_is_lost(event, code, forks, undisturbed, tmp_path):
+    assert failing(forks, undisturbed, tmp_path, event, first=3, stride=41, code=code) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("event", "code"), [("fail_at", errno.EIO), ("fail_from", errno.ENOSPC)])
+def test_every_change_of_the_disk_may_fail(event, code, forks, undisturbed, tmp_path):
+    assert failing(forks, undisturbed, tmp_path, event, first=1, stride=1, code=code) > 100
+
+
+def mounted(folder: Path, options: str) -> bool:
+    """A small or read-only file system at a new folder, where this user may mount one."""
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True)
+    return made.returncode == 0
+
+
+@pytest.mark.parametrize("kilobytes", [48, 120])
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(kilobytes, forks, undisturbed, tmp_path):
+    disk = tmp_path / "disk"
+    if not mounted(disk, f"size={kilobytes}k"):
+        pytest.skip("this user may not mount a small disk; the changes that fail are tested above")
+    try:
+        failed = forks.run(words("plain"), disk)
+        assert failed["status"] == 1 and failed["err"].count("\n") == 1, failed
+        assert "no space left on device" in failed["err"] and "run/" in failed["err"]
+        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+        same(finish(forks, disk, "plain"), undisturbed("plain")[0])
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_training(forks, tmp_path):
+    disk = tmp_path / "disk"
+    read_only = mounted(disk, "ro,size=1m")
+    if not read_only:
+        if os.geteuid() == 0:
+            pytest.skip("root may write everywhere, and may not mount here")
+        disk.chmod(0o500)
+    try:
+        refused = forks.run([*words("plain")[:-1], f"hydra.run.dir={disk}/a/run"], tmp_path)
+    finally:
+        if read_only:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+    assert refused["status"] == 2 and refused["err"].count("\n") == 1, refused
+    assert str(disk) in refused["err"] and "cannot be written" in refused["err"]
+    assert not any(disk.iterdir())
+
+
+# ---------------------------------------------------------------- while a training goes on
+LONG = ["trainer.steps=100000", "trainer.max_time=120"]
+
+
+def during(forks: Forks, folder: Path, event: Any, *extra: str) -> dict[str, Any]:
+    """Train for long; when the first checkpoint is there, do something from outside."""
+    done: list[Any] = []
+
+    def watch() -> None:
+        until = time.monotonic() + 60
+        while not (folder / "run/checkpoints/last").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        done.append(event())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    ended = forks.run([*words("plain"), *LONG, *extra], folder)
+    thread.join()
+    return ended | {"event": done[0]}
+
+
+def test_a_run_folder_that_is_deleted_ends_the_training(forks, tmp_path):
+    ended = during(forks, tmp_path, lambda: shutil.move(tmp_path / "run", tmp_path / "moved"))
+    assert ended["status"] == 1 and ended["err"].count("\n") == 1, ended
+    assert "deleted or moved" in ended["err"]
+    assert not (tmp_path / "run").exists(), "no half of a run in its place"
+    assert find_checkpoint(tmp_path / "moved", "last").state()
+
+
+def test_a_second_process_is_told_who_has_the_folder(forks, tmp_path):
+    def both() -> Any:
+        resumed = second.run(["train", "--resume", "run"], tmp_path)
+        (record,) = collect([tmp_path / "run"])
+        told = (tmp_path / "run" / ".lock").read_text()
+        os.kill(int(told.split()[1]), signal.SIGKILL)
+        return resumed, record, told
+
+    with Forks() as second:
+        ended = during(forks, tmp_path, both)
+        again = second.run(["train", "--resume", "run", "trainer.steps=100000", "trainer.max_time=0.001"], tmp_path)
+    resumed, record, told = ended["event"]
+    assert ended["status"] == -signal.SIGKILL
+    assert resumed["status"] == 2 and resumed["err"].count("\n") == 1
+    assert told.strip() in resumed["err"] and f"on {socket.gethostname()}" in resumed["err"]
+    assert record.status == "unfinished" and told.strip() in record.reason
+    assert again["status"] == 0, "the lock of a dead process is no lock"
+
+
+# ---------------------------------------------------------------- signals
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(signum, status, forks, undisturbed, tmp_path):
+    whole, seconds, _ = undisturbed("plain")
+    draws = random.Random(signum)
+    for attempt in range(4):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        stopped = forks.run(words("plain"), folder, signals=[[draws.uniform(0.3, 0.9) * seconds, signum]])
+        if stopped["status"] != 0:
+            assert stopped["status"] == status, stopped
+            assert stopped["err"].count("\n") == 1 and "flowcli train: " in stopped["err"], stopped
+            if (folder / "run" / RUN_FILE).exists():
+                assert "flowcli train --resume run" in stopped["err"], stopped
+        same(finish(forks, folder, "plain"), whole)
+
+
+SLOW = {
+    "a step": ("flowcli.objectives:FlowMatching.residual", "stopped at step 0"),
+    "the validation": ("flowcli.engine:_Validation.__call__", "stopped at step 4"),
+    "the weights": ("flowcli.engine:Trainer._average", "stopped at step 1"),
+    "the evaluation": ("flowcli.evaluate:Evaluation.__call__", "stopped in the evaluation"),
+    "the data": ("flowcli.data.toys:Toy.load", ""),
+}
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_a_signal_is_heard_within_five_seconds_whatever_goes_on(what, forks, undisturbed, tmp_path):
+    target, told = SLOW[what]
+    whole, seconds, _ = undisturbed("plain")
+    hang = {"target": target, "seconds": 3.0 if what == "the weights" else 60.0}
+    first = seconds + 1.0
+    stopped = forks.run(words("plain"), tmp_path, hang=hang, signals=[[first, signal.SIGTERM]])
+    assert stopped["status"] == 143 and told in stopped["err"] and stopped["err"].count("\n") == 1, stopped
+    assert stopped["seconds"] - first < 5
+    same(finish(forks, tmp_path, "plain"), whole)
+
+
+def test_a_second_signal_stops_at_once(forks, undisturbed, tmp_path):
+    whole, seconds, _ = undisturbed("plain")
+    hang = {"target": "flowcli.engine:Trainer._average", "seconds": 60.0}
+    first = seconds + 1.0
+    events = [[first, signal.SIGTERM], [first + 0.5, signal.SIGTERM]]
+    stopped = forks.run(words("plain"), tmp_path, hang=hang, signals=events)
+    assert stopped["status"] == -signal.SIGTERM and stopped["seconds"] < first + 2
+    same(finish(forks, tmp_path, "plain"), whole)
+
+
+@pytest.mark.parametrize("verb", ["sample", "likelihood"])
+def test_the_other_verbs_end_on_a_signal_with_its_status(verb, forks, undisturbed, tmp_path):
+    forks.run(words("plain"), tmp_path)
+    hang = {"target": f"flowcli.flows.continuous:ContinuousFlow.{'sample' if verb == 'sample' else 'log_prob'}"}
+    line = [verb, "--ckpt", "run", "hydra.run.dir=other"]
+    stopped = forks.run(line, tmp_path, hang=hang | {"seconds": 60.0}, signals=[[2.0, signal.SIGTERM]])
+    assert (stopped["status"], stopped["err"]) == (143, f"flowcli {verb}: interrupted\n")
+    assert stopped["seconds"] < 7
