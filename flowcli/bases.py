@@ -110,10 +110,14 @@ class GaussianMixture(Base):
         return torch.logsumexp(self.weights.log() + log_normal, dim=1)
 
 
+FARTHEST = 1e6
+"""Of what a config says of a base, in model units: squares of it still have digits in single precision."""
+
+
 def _numbers(name: str, value: object, count: int) -> list[float]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
         raise UserError(f"{name} must be a list of {count} numbers, got {value!r}")
-    return [number(f"{name}[{i}]", item) for i, item in enumerate(value)]
+    return [number(f"{name}[{i}]", item, minimum=-FARTHEST, maximum=FARTHEST) for i, item in enumerate(value)]
 
 
 class IsotropicMixture(GaussianMixture):
@@ -139,7 +143,9 @@ class IsotropicMixture(GaussianMixture):
             raise UserError(f"weights must be positive and sum to 1, got {weights}")
         rows = [_numbers(f"means[{k}]", mean, size) for k, mean in enumerate(means)]
         each = [std] * count if isinstance(std, int | float) else _numbers("std", std, count)
-        spread = torch.tensor([number("std", value, above=0) for value in each], dtype=torch.float64)
+        spread = torch.tensor(
+            [number("std", value, minimum=1 / FARTHEST, maximum=FARTHEST) for value in each], dtype=torch.float64
+        )
         w = torch.tensor(weights, dtype=torch.float64)
         covariances = spread.square()[:, None, None] * torch.eye(size, dtype=torch.float64)
         super().__init__(w / w.sum(), torch.tensor(rows, dtype=torch.float64), covariances, event_shape)
@@ -159,8 +165,8 @@ class Uniform(Base):
         Raises:
             UserError: a bound is no number, or high is not above low.
         """
-        low = number("low", low, minimum=-1e6, maximum=1e6)
-        high = number("high", high, above=low, maximum=1e6)
+        low = number("low", low, minimum=-FARTHEST, maximum=FARTHEST)
+        high = number("high", high, above=low, maximum=FARTHEST)
         ends = torch.tensor([low, high], dtype=torch.float32).double()
         if not bool(ends[0] < ends[1]):
             raise UserError(f"high must be above low in single precision too, got {high!r}")

@@ -4,6 +4,7 @@ Only classes that the shipped conf/ names, or that the user named with --trust, 
 """
 
 import inspect
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowcli import trust
+from flowcli import processes, trust
 from flowcli.allowance import Allowance
 from flowcli.bases import Base, Empirical
 from flowcli.checkpoints import Checkpoint, find_checkpoint, flatten
@@ -24,6 +25,7 @@ from flowcli.errors import UserError, choice, integer
 from flowcli.evaluate import Evaluation
 from flowcli.flows.base import Flow
 from flowcli.flows.discrete import Discrete
+from flowcli.flows.fields import LearnedField
 from flowcli.flows.parts import Model, Parts
 from flowcli.foreign import printable, short
 from flowcli.objectives import MaximumLikelihood, Objective, Regression
@@ -88,13 +90,16 @@ def device_of(name: object) -> torch.device:
     Raises:
         UserError: there is no such device.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto":  # one GPU a process, where torchrun started several
+        return torch.device("cuda", processes.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    legal = f"device must be auto, cpu or cuda (or cuda:N) where there is one, got {name!r}"
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", str(name)):
+        raise UserError(legal)
     try:
         device = torch.device(str(name))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device must be auto, cpu or cuda (or cuda:N) where there is one, got {name!r}") from error
+        raise UserError(legal) from error
     return device
 
 
@@ -248,7 +253,10 @@ def source(config: Mapping[str, Any]) -> Source:
         UserError: as above.
     """
     trust.refuse_untrusted(config.get("data"), config.get("trust") or ())
-    return construct(config.get("data"), "data")
+    made = construct(config.get("data"), "data")
+    if not callable(getattr(made, "load", None)) or not callable(getattr(made, "read", None)):
+        raise UserError(f"data: {type(made).__name__} is no data set: it has no load() and read()")
+    return made
 
 
 def network(config: Mapping[str, Any], event_shape: tuple[int, ...], seed: int) -> nn.Module | None:
@@ -400,7 +408,12 @@ def _flow(
         no_score=_no_score(made, maths.coupling),
         seed=seed,
     )
-    return maths.model.flow(parts).cast(maths.dtype, maths.device)
+    flow = maths.model.flow(parts).cast(maths.dtype, maths.device)
+    field = getattr(flow, "field", None)
+    overflow = field.overflow() if isinstance(field, LearnedField) else None
+    if overflow is not None:
+        raise UserError(f"path: {overflow}; take a path with smaller scales, or dtype=float64 for a larger range")
+    return flow
 
 
 def _no_score(base: Base, coupling: Coupling | None) -> str | None:

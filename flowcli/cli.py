@@ -1,5 +1,6 @@
 """The command line. Only light imports: `flowcli --help` must answer at once."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flowcli import __version__, launch
-from flowcli.explain import FLAGS_ONLY, did_you_mean
+from flowcli.explain import FLAGS_ONLY, did_you_mean, legible
 
 WIDTH = 80
 
@@ -117,8 +118,10 @@ def _options(ctx: typer.Context) -> dict[str, Any]:
 
 def _request(ctx: typer.Context) -> launch.Request:
     given = _options(ctx)
+    if "cfg" in given and "info" in given:
+        raise typer.BadParameter("--cfg and --info are two questions: ask one at a time", ctx=ctx)
     paths = {key: Path(given[key]) for key in ("resume", "ckpt", "out", "config_dir") if key in given}
-    if "config_dir" in paths and not paths["config_dir"].is_dir():
+    if "config_dir" in paths and not os.path.isdir(paths["config_dir"]):  # Path.is_dir raises where a name is too long
         raise typer.BadParameter(f"--config-dir {paths['config_dir']}: no such folder", ctx=ctx)
     return launch.Request(verb=str(ctx.command.name), **{**given, **paths})
 
@@ -347,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _USAGE_ERROR as error:
         context = getattr(error, "ctx", None)
         name = context.command_path if context is not None else "flowcli"
-        message = " ".join(error.format_message().split()).removeprefix("Invalid value: ").removesuffix(".")
+        message = legible(error.format_message()).removeprefix("Invalid value: ").removesuffix(".")
         print(f"{name}: error: {message[:1].lower()}{message[1:]} (see {name} --help)", file=sys.stderr)
         return 2
     except typer.Abort:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowcli import memory
 from flowcli.bases import Base
 from flowcli.errors import JobError, UserError, integer, number
 from flowcli.randomness import generator as seeded
@@ -146,7 +147,7 @@ class Sinkhorn(_Planned):
 
     def __init__(self, minibatch: int, regularization: float) -> None:
         super().__init__(minibatch)
-        self.regularization = number("regularization", regularization, above=0)
+        self.regularization = number("regularization", regularization, minimum=1e-6, maximum=1e6)
 
     def _match(self, cost: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         import ot
@@ -179,8 +180,8 @@ class Unbalanced(_Planned):
 
     def __init__(self, minibatch: int, regularization: float, marginal_penalty: float) -> None:
         super().__init__(minibatch)
-        self.regularization = number("regularization", regularization, above=0)
-        self.marginal_penalty = number("marginal_penalty", marginal_penalty, above=0)
+        self.regularization = number("regularization", regularization, minimum=1e-6, maximum=1e6)
+        self.marginal_penalty = number("marginal_penalty", marginal_penalty, minimum=1e-6, maximum=1e6)
 
     def _match(self, cost: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         import ot
@@ -238,8 +239,8 @@ class Semidiscrete(Coupling):
     def __init__(self, iterations: int, batch_size: int, learning_rate: float) -> None:
         """learning_rate: the first step, in squared distances of neighbours; step s of S has (1 - s/S)^2 of it."""
         self.iterations = integer("iterations", iterations, minimum=1)
-        self.batch_size = integer("batch_size", batch_size, minimum=1)
-        self.learning_rate = number("learning_rate", learning_rate, above=0)
+        self.batch_size = integer("batch_size", batch_size, minimum=1, maximum=1 << 24)
+        self.learning_rate = number("learning_rate", learning_rate, above=0, maximum=1e6)
         self.largest_error = math.nan
         self._state: dict[str, Tensor] | None = None
 
@@ -330,6 +331,7 @@ class Reflow(Coupling):
             raise UserError("ckpt must name its run: latest would be another one for every job, and later")
         self.ckpt = ckpt
         self.pairs = integer("pairs", pairs, minimum=2)
+        memory.require(f"pairs={pairs}", 2 * 4 * self.pairs)  # two ends of one number at least
         self._state: dict[str, Tensor] | None = None
 
     def fill(self, x_0: Tensor, x_1: Tensor) -> None:

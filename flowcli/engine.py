@@ -132,7 +132,7 @@ class Trainer:
         """
         self.steps = integer("steps", steps, minimum=1)
         self.batch_size = integer("batch_size", batch_size, minimum=1, maximum=1 << 24)
-        self.lr = number("lr", lr, above=0)
+        self.lr = number("lr", lr, above=0, maximum=1e30)
         self.optimizer = choice("optimizer", optimizer, OPTIMIZERS)
         self.weight_decay = number("weight_decay", weight_decay, minimum=0)
         if self.weight_decay and self.optimizer == "adam":
@@ -147,7 +147,7 @@ class Trainer:
         self.max_time = None if max_time is None else number("max_time", max_time, above=0)
         if threads != "auto" and not isinstance(threads, int):
             raise UserError(f"threads must be auto or a whole number >= 1, got {threads!r}")
-        self.threads = "auto" if threads == "auto" else integer("threads", threads, minimum=1)
+        self.threads = "auto" if threads == "auto" else integer("threads", threads, minimum=1, maximum=1024)
         self.deterministic = boolean("deterministic", deterministic)
 
     def choose_threads(self, parameters: int) -> int:

@@ -29,14 +29,20 @@ class Interrupted(BaseException):
         return self.message
 
 
+LARGEST = 2**63 - 1
+"""The largest whole number that a tensor's size, a seed or a count can be."""
+
+
 def integer(name: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
     """Return value as an int; 1e4 counts as one.
 
     Raises:
         UserError: naming the parameter and its legal range.
     """
-    legal = f"a whole number >= {minimum}" + (f" and <= {maximum}" if maximum is not None else "")
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if maximum is None and whole and value > LARGEST:  # type: ignore[operator]
+        maximum = LARGEST
+    legal = f"a whole number >= {minimum}" + (f" and <= {maximum}" if maximum is not None else "")
     if isinstance(value, bool) or not whole or value < minimum or (maximum is not None and value > maximum):  # type: ignore[operator]
         raise UserError(f"{name} must be {legal}, got {value!r}")
     return int(value)  # type: ignore[call-overload]

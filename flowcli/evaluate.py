@@ -59,9 +59,9 @@ class Evaluation:
         """
         self.draws = integer("draws", draws, minimum=2, maximum=10_000)
         self.draw_points = integer("draw_points", draw_points, minimum=2, maximum=100_000)
-        self.batch_size = integer("batch_size", batch_size, minimum=1)
+        self.batch_size = integer("batch_size", batch_size, minimum=1, maximum=1 << 30)
         self.trajectories = integer("trajectories", trajectories, minimum=2, maximum=100_000)
-        self.dequantization_draws = integer("dequantization_draws", dequantization_draws, minimum=1)
+        self.dequantization_draws = integer("dequantization_draws", dequantization_draws, minimum=1, maximum=10_000)
         auto = velocity_error == "auto"
         self.velocity_error = "auto" if auto else boolean("velocity_error (auto, or a truth value)", velocity_error)
 

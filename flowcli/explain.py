@@ -5,6 +5,7 @@ Hydra, OmegaConf and yaml are imported inside functions: most errors need none o
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ _BROUGHT = re.compile(r"(In '(?P<group>\w+)/(?P<option>\w+)': )?Could not overri
 
 FLAGS_ONLY = ("ckpt", "trust", "resume")
 """Config keys that a flag sets and no override may: the flag is read before the config is composed."""
+
+_LONGEST = 600
+"""Characters of a message; what is beyond goes out of its middle."""
 
 _NOISE = (
     "full_key:",
@@ -45,8 +49,24 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
+def legible(text: str) -> str:
+    """A text on one line of bounded length, with every character that a terminal would obey or hide spelt out."""
+    line = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 205]} ... {shown[-200:]}"
+
+
+def quoted(text: str) -> str:
+    """A text as one Hydra override value, whatever characters it has."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
+
+
 def explain(error: BaseException) -> str:
     """An error on one line."""
+    return legible(_explain(error))
+
+
+def _explain(error: BaseException) -> str:
     if isinstance(error, UserError | JobError):
         return _one_line(error)
     from hydra.errors import MissingConfigException, OverrideParseException
@@ -64,7 +84,7 @@ def explain(error: BaseException) -> str:
         own = _brings(group, option, outer)
         return f"{group}={option} takes {outer}={own or '...'}, which it brings along: leave out the other {outer}"
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override!r} (want key=value): {_one_line(error)}"
+        return _explain_override(error.override, _one_line(error))
     for cause in (error.__cause__, error):
         if isinstance(cause, OmegaConfBaseException):
             return _explain_key(cause)
@@ -84,9 +104,44 @@ def _brings(group: str, option: str, other: str) -> str | None:
 
 def _one_line(error: BaseException) -> str:
     text = str(getattr(error, "msg", None) or error).strip() or type(error).__name__
-    return " ".join(line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(_NOISE))[
-        :600
-    ]
+    return " ".join(line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(_NOISE))
+
+
+def _explain_override(word: str, reason: str) -> str:
+    """What is wrong with a word that Hydra's grammar does not know, and how to write it."""
+    key, equals, value = word.partition("=")
+    start = f"cannot read the override {_cut(word)!r}"
+    if not _reads(f"{key}=1"):
+        return (
+            f"{start}: {key!r} is no key; a key is names joined by dots (trainer.lr=0.01), a group one name (path=vp)"
+        )
+    if not equals:
+        return f"{start} (want key=value)"
+    refused = re.search(r" while evaluating '.*?': (.*)", reason)
+    if refused and not refused[1].startswith("Unknown function"):
+        return f"{start}: {refused[1]}"
+    if "${" in value:
+        return f"{start}: its ${{...}} is not closed, or holds no name"
+    if value[:1] in ("'", '"', "[", "{"):
+        return f"{start}: its brackets or quotes do not match, or a text in them needs quotes ('...')"
+    said = f"{key}={quoted(value)}"
+    typed = shlex.quote(said) if re.search(r'["$`\\!]', said) else f'"{said}"'
+    return f"{start}: a text with such signs needs quotes, and the shell others around them: {typed}"
+
+
+def _cut(word: str) -> str:
+    return word if len(word) <= 150 else f"{word[:150]}..."
+
+
+def _reads(word: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
 
 
 def _explain_missing(error: Any) -> str:
@@ -103,9 +158,11 @@ def _explain_missing(error: Any) -> str:
 
 def _explain_key(error: Any) -> str:
     from omegaconf import DictConfig
-    from omegaconf.errors import MissingMandatoryValue
+    from omegaconf.errors import GrammarParseError, MissingMandatoryValue
 
     parent, key, full = error.parent_node, str(error.key), str(error.full_key)
+    if isinstance(error, GrammarParseError):
+        return f"{full}: it holds a '${{' that begins no interpolation ${{name}}"
     if isinstance(error, MissingMandatoryValue):
         return f"{full}: a value is required; write {full}=VALUE"
     if not isinstance(parent, DictConfig) or parent._is_none() or key in list(parent):
@@ -114,12 +171,24 @@ def _explain_key(error: Any) -> str:
     known = [str(name) for name in parent if str(name) not in hidden]
     prefix = full.removesuffix(key)
     hint = did_you_mean(key, known, prefix)
-    if not hint and prefix:  # the right key in the wrong group: model.width for network.width
+    elsewhere = _options_with(prefix, key)
+    if not hint and elsewhere:  # the right key for another option: solver.steps with solver=dopri5
+        hint = f"; it belongs to {prefix.removesuffix('.')}={', '.join(elsewhere)}"
+    elif not hint and prefix:  # the right key in the wrong group: model.width for network.width
         root: Any = parent._get_root()
         other = [f"{group}.{key}" for group in root if isinstance(root.get(group), DictConfig) and key in root[group]]
         hint = f"; did you mean {other[0]}?" if other else ""
     kind = "key" if prefix else "group or key"
     return f"{full}: no such {kind} ({have(known, prefix.removesuffix('.'))}){hint}"
+
+
+def _options_with(prefix: str, key: str) -> list[str]:
+    """The shipped options of a group (`solver.`) that have a key."""
+    line = re.compile(rf"^ *{re.escape(key)}:", re.MULTILINE)
+    files = (
+        sorted(trust.conf_dir().glob(f"{prefix.removesuffix('.')}/*.yaml")) if re.fullmatch(r"\w+\.", prefix) else []
+    )
+    return [file.stem for file in files if line.search(file.read_text(encoding="utf-8"))]
 
 
 def have(known: Sequence[str], owner: str = "") -> str:

@@ -9,6 +9,7 @@ Hydra, OmegaConf and torch are imported inside functions, so that `flowcli --hel
 """
 
 import importlib
+import importlib.util
 import io
 import itertools
 import logging
@@ -24,15 +25,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowcli import processes, run, storage, trust
+from flowcli import configs, foreign, processes, run, storage, trust
 from flowcli.errors import Interrupted, JobError, UserError
-from flowcli.explain import FLAGS_ONLY, did_you_mean, explain, have, is_users
+from flowcli.explain import FLAGS_ONLY, did_you_mean, explain, have, is_users, quoted
 from flowcli.signals import listening
 
 log = logging.getLogger(__name__)
 
 MAX_PREFLIGHT = 200
 """Jobs of one sweep that are composed before the first starts; at about 30 ms each, 6 s."""
+
+MAX_SWEEP = 100_000
+"""Values of one sweep, and jobs in all: Hydra lists them before the first starts."""
 
 FROZEN = "_ckpt"
 """The option under which a checkpoint's own node stands in each config group."""
@@ -136,7 +140,7 @@ def hush() -> int:
 
 def _say(verb: str, message: str, status: int) -> int:
     follower = f" [process {os.environ.get('RANK')}]" if processes.started() and os.environ.get("RANK") != "0" else ""
-    print(f"flowcli {verb}{follower}: {message}", file=sys.stderr, flush=True)
+    print(f"flowcli {verb}{follower}: {foreign.printable(message)}", file=sys.stderr, flush=True)
     return status
 
 
@@ -154,6 +158,10 @@ def _launch(request: Request) -> int:
     _refuse_bare_words(request.overrides)
     with _borrowed_process():
         overrides = _parse(request.overrides)
+        _refuse_no_option(overrides)
+        _refuse_hydras(request, overrides)
+        if request.config_dir is not None:
+            configs.check(request.config_dir, [request.config_name or request.verb, *_chosen(overrides)])
         for override in overrides:
             if override.key_or_group in FLAGS_ONLY:
                 raise UserError(f"{override.input_line}: use the flag --{override.key_or_group}")
@@ -221,7 +229,7 @@ def quote(value: str | Path) -> str:
     """
     if "${" in str(value):
         raise UserError(f"{value}: a name with '${{' in it cannot be used")
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value)) + "'"
+    return quoted(str(value))
 
 
 def _parse(words: Sequence[str]) -> list[Any]:
@@ -243,10 +251,112 @@ def _nested_choice(word: str) -> str:
 
 def _refuse_bare_words(words: Sequence[str]) -> None:
     for word in words:
-        if "=" not in word and not word.startswith("~"):
+        if ("=" not in word and not word.startswith("~")) or word.lstrip("+~").startswith("="):
             options = groups().get(word)
             hint = f"; write {word}=OPTION, one of {', '.join(options)}" if options else ""
             raise UserError(f"{word!r} is not key=value{hint}")
+        if re.search(r"[\d_]{1000}", word):
+            raise UserError(f"{word[:60]}...: a number of more than a thousand digits")
+
+
+def _refuse_no_option(overrides: Iterable[Any]) -> None:
+    """A group's value is an option's name, or a list of them."""
+    for override in overrides:
+        key, options = override.key_or_group, groups().get(override.key_or_group)
+        if (options or "/" in key) and not override.is_sweep_override() and not override.is_delete():
+            value = override.value()
+            names = value if isinstance(value, list) else [value]
+            if not all(isinstance(name, str) for name in names):
+                raise UserError(f"{override.input_line}: no such option" + (f" ({have(options)})" if options else ""))
+
+
+def _chosen(overrides: Iterable[Any]) -> Iterator[str]:
+    """The options that overrides choose, group/option."""
+    for override in overrides:
+        values = override.sweep_string_iterator() if override.is_discrete_sweep() else [override.value()]
+        for value in itertools.islice(values, MAX_PREFLIGHT):
+            for option in value if isinstance(value, list) else [value]:
+                yield f"{override.key_or_group}/{option}"
+
+
+# ---------------------------------------------------------------- Hydra's own settings
+def _refuse_hydras(request: Request, overrides: Iterable[Any]) -> None:
+    """Refuse what Hydra would stumble over before it has a config to speak of."""
+    for override in overrides:
+        key, said = override.key_or_group, override.input_line
+        if key in ("hydra", "defaults"):
+            raise UserError(f"{said}: {key} is no key of its own; write hydra.run.dir=FOLDER, path=vp, ...")
+        if key.startswith(("hydra.job_logging", "hydra.hydra_logging")):
+            raise UserError(f"{said}: what is logged where is flowcli's; hydra.verbose=true logs more")
+        if key.startswith("hydra.sweeper.params"):
+            raise UserError(f"{said}: say what is swept itself, with -m: seed=0,1,2")
+        if override.is_delete() or override.is_sweep_override():
+            continue
+        if key == "hydra.mode" and request.multirun and override.value() != "MULTIRUN":
+            raise UserError(f"{said}: --multirun says another mode; leave out one of the two")
+        names = override.value() if key == "hydra.job.env_copy" else None
+        for name in names if isinstance(names, list) else []:
+            if name not in os.environ:
+                raise UserError(f"{said}: the environment has no {name!r}")
+        places = override.value() if key == "hydra.searchpath" else None
+        for place in places if isinstance(places, list) else []:
+            kind, _, where = str(place).rpartition("://")
+            if kind not in ("", "file", "pkg"):
+                raise UserError(f"{said}: want folders (file://FOLDER) or packages (pkg://PACKAGE), got {place!r}")
+            package = where.replace("/", ".").partition(".")[0]
+            if kind == "pkg" and (not package or importlib.util.find_spec(package) is None):
+                raise UserError(f"{said}: {where}: no such package")
+            if kind != "pkg" and not os.path.isdir(where):
+                raise UserError(f"{said}: {where}: no such folder (its configs can be given with --config-dir, too)")
+
+
+def _check_hydra(hydra: Any, *, resumed: bool, jobs: int | None) -> None:
+    """Check the settings that Hydra reads only when a job's folder is there; jobs: of a sweep, or None.
+
+    Raises:
+        UserError: naming the key.
+    """
+    from omegaconf import OmegaConf
+
+    sweep: Any = OmegaConf.to_container(hydra.sweep, resolve=False)
+    subdir = sweep["subdir"]  # unresolved: it holds the job's number, which no job has yet
+    folders = {"run.dir": hydra.run.dir} if jobs is None else {"sweep.dir": hydra.sweep.dir, "sweep.subdir": subdir}
+    for key, folder in folders.items():
+        if not isinstance(folder, str) or not folder.strip() or not folder.isprintable():
+            raise UserError(f"hydra.{key} must name a folder, in characters that can be seen, got {folder!r}")
+    if jobs is not None and jobs > 1 and "${" not in subdir:
+        raise UserError(f"hydra.sweep.subdir={subdir}: each of the {jobs} jobs needs a folder of its own")
+    if not resumed and hydra.output_subdir != ".hydra":
+        raise UserError(f"hydra.output_subdir={hydra.output_subdir}: a run keeps its config in .hydra, leave this out")
+    if hydra.job.chdir:
+        raise UserError("hydra.job.chdir=true: the config's paths are relative to where you are, leave this out")
+    name = hydra.job.name
+    if not isinstance(name, str) or not name.isprintable() or not name or "/" in name:
+        raise UserError(f"hydra.job.name must be the name of a file, got {name!r}")
+    for key in ("job_logging", "hydra_logging"):
+        if hydra[key] is None or hydra[key].get("version") != 1:
+            raise UserError(f"hydra.{key} must be a config of Python's logging, version: 1; choose hydra/{key}=NAME")
+    verbose = hydra.verbose
+    if not isinstance(verbose, bool | str) and not OmegaConf.is_list(verbose):
+        raise UserError(f"hydra.verbose must be true, false, or names of loggers, got {verbose!r}")
+
+
+def _check_sweeper(hydra: Any) -> None:
+    """Check launcher and sweeper.
+
+    Raises:
+        UserError: naming the key.
+    """
+    from omegaconf import DictConfig
+
+    for key, plugin in (("launcher", hydra.launcher), ("sweeper", hydra.sweeper)):
+        target = str(plugin.get(trust.TARGET)) if isinstance(plugin, DictConfig) else None
+        if target is None or not target.startswith(("hydra_plugins.", "hydra._internal.core_plugins.")):
+            raise UserError(f"hydra.{key}: {target or plugin} is no {key}; choose one with hydra/{key}=NAME")
+        trust.locate(target)
+    most = hydra.sweeper.get("max_batch_size")
+    if most is not None and most < 1:
+        raise UserError(f"hydra.sweeper.max_batch_size must be a whole number >= 1, got {most}")
 
 
 # ---------------------------------------------------------------- a run's own config, frozen
@@ -294,6 +404,8 @@ def _reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
         if key not in ON_RESUME and not key.startswith("logger."):
             raise UserError(f"{override.input_line}: with --resume only {', '.join(ON_RESUME)} may change")
     resume = Path(str(request.resume))
+    if resume.is_dir():
+        foreign.refuse_links(resume)  # the lock, the logs and the arrays are written where a link leads
     try:
         checkpoint = checkpoints.find_checkpoint(resume, which="last")
         folder, config, choices = checkpoint.run, checkpoint.config, checkpoint.choices
@@ -311,7 +423,8 @@ def _reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
         raise UserError(f"{folder} is in use: {holder} trains into it; wait for it, or stop it")
     register_frozen(config, choices)
     # output_subdir: .hydra/ keeps what was first asked; what changes now is in the checkpoints that follow
-    return [f"hydra.run.dir={quote(folder.resolve())}", "hydra.output_subdir=null"]
+    folder = folder.resolve()
+    return [f"hydra.run.dir={quote(folder)}", "hydra.output_subdir=null", f"resume={quote(folder)}"]
 
 
 def register_frozen(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> None:
@@ -380,28 +493,56 @@ def _preflight(request: Request, primary: str, words: list[str]) -> _Plan:
                     key, _, value = str(override.input_line).partition("=")
                     a_list = "" if key in groups() else f", or write {key}=[{value}] for a list"
                     raise UserError(f"{override.input_line} is a sweep: add -m to run each{a_list}")
+            _check_hydra(hydra, resumed=request.resume is not None, jobs=None)
             _refuse_to_overwrite(
                 request, Path(hydra.run.dir), f"flowcli train --resume {hydra.run.dir} goes on with it"
             )
             storage.require_writable(Path(hydra.run.dir))
             return _Plan([_plain(base, own)], 1, None)
-        if str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper") and hydra.sweeper.get("params"):
+        _check_sweeper(hydra)
+        basic = str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
+        for override in parsed if basic else ():
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise UserError(f"{override.input_line}: this sweeper takes no interval; list the values, 0.1,0.2")
+        if basic and hydra.sweeper.get("params"):
             named = {override.get_key_element() for override in parsed}
             swept = parser.parse_overrides([f"{key}={value}" for key, value in hydra.sweeper.params.items()])
             parsed = [*(override for override in swept if override.get_key_element() not in named), *parsed]
         values = [
-            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-            if override.is_discrete_sweep()
-            else [str(override.input_line)]
+            _swept(override) if override.is_discrete_sweep() else [str(override.input_line)]
             for override in parsed
             if override.is_discrete_sweep() or not override.is_sweep_override()  # an interval has no list of values
         ]
+        jobs = math.prod(map(len, values))
+        if jobs > MAX_SWEEP:
+            swept = " ".join(str(override.input_line) for override in parsed if override.is_sweep_override())
+            raise UserError(f"{swept}: {jobs:,} jobs in one sweep, at most {MAX_SWEEP:,} can be listed")
+        _check_hydra(hydra, resumed=False, jobs=jobs)
         configs = [_plain(compose(primary, [*job, *extra]), own) for job in _cells(values)]
         sweep_dir = Path(hydra.sweep.dir)
         for cell in sweep_dir.glob("*/run.json"):
             _refuse_to_overwrite(request, cell.parent, "give another hydra.sweep.dir")
         storage.require_writable(sweep_dir)
-        return _Plan(configs, math.prod(map(len, values)), sweep_dir)
+        return _Plan(configs, jobs, sweep_dir)
+
+
+def _swept(override: Any) -> list[str]:
+    """Every value of a sweep, as an override each.
+
+    Raises:
+        UserError: it has no value, or so many that nobody waits for the jobs.
+    """
+    span = override.value()
+    try:
+        length = abs((span.stop - span.start) / span.step) if hasattr(span, "step") else 0  # shuffle() lists a range
+        found = [] if length > MAX_SWEEP else list(itertools.islice(override.sweep_string_iterator(), MAX_SWEEP + 1))
+    except (ValueError, ArithmeticError) as error:
+        raise UserError(f"{override.input_line}: no range of numbers, range(start,stop,step)") from error
+    if length > MAX_SWEEP or len(found) > MAX_SWEEP:
+        raise UserError(f"{override.input_line}: a sweep over more than {MAX_SWEEP:,} values")
+    if not found:
+        raise UserError(f"{override.input_line}: a sweep over no value")
+    return [f"{override.get_key_element()}={value}" for value in found]
 
 
 def _cells(values: list[list[str]]) -> Iterator[Sequence[str]]:
@@ -666,4 +807,5 @@ def _candidates(request: Request, words: list[str], word: str) -> list[str]:
         found = ask(word)
         if len(found) == 1 and found[0][-1] in "=./" and found[0] != word:
             found = ask(found[0]) or found  # a shell would put a space behind a lone 'path='
-    return [option for option in found if "=_" not in option and trust.TARGET not in option]
+    shown = [option for option in found if "=_" not in option and trust.TARGET not in option]
+    return [option for option in shown if re.fullmatch(r"[\w.,:/=@+\[\]-]*", option)]  # a shell may obey the others

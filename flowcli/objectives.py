@@ -332,8 +332,8 @@ class MaximumLikelihood(Objective):
             if value is not None and not isinstance(value, kind):
                 raise UserError(f"{name}: want a {name} for ODEs, not {type(value).__name__}")
         self.gradient = choice("gradient", gradient, ("direct", "adjoint"))
-        self.kinetic = number("kinetic", kinetic, minimum=0)
-        self.jacobian = number("jacobian", jacobian, minimum=0)
+        self.kinetic = number("kinetic", kinetic, minimum=0, maximum=1e6)
+        self.jacobian = number("jacobian", jacobian, minimum=0, maximum=1e6)
 
     def prepare(self, flow: Flow, data: TrainingData, ends: Ends | None) -> None:
         """Nothing to fit.

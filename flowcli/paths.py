@@ -90,7 +90,7 @@ class VP(Path):
     warp = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "beta_min", number("beta_min", self.beta_min, above=0))
+        object.__setattr__(self, "beta_min", number("beta_min", self.beta_min, minimum=1e-6))
         object.__setattr__(self, "beta_max", number("beta_max", self.beta_max, minimum=self.beta_min, maximum=1000))
 
     def schedule(self, u: Tensor) -> Schedule:
@@ -113,7 +113,7 @@ class VE(Path):
     sigma_max: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sigma_min", number("sigma_min", self.sigma_min, above=0))
+        object.__setattr__(self, "sigma_min", number("sigma_min", self.sigma_min, minimum=1e-6))
         # beyond 1e4 float32 cannot hold noise and data of size 1 in one number to four digits
         object.__setattr__(self, "sigma_max", number("sigma_max", self.sigma_max, above=self.sigma_min, maximum=1e4))
 
@@ -161,7 +161,7 @@ class Custom(Path):
         Raises:
             UserError: a name or an operation that is not listed, ends that are wrong, an angle that turns back.
         """
-        if warp not in (1, 2):
+        if isinstance(warp, bool) or warp not in (1, 2):
             raise UserError(f"warp must be 1 or 2 (sigma falls like u^(1/warp) at the data), got {warp!r}")
         self.alpha, self.sigma, self.warp = str(alpha), str(sigma), int(warp)
         self._functions = tuple(_of_time(name, text) for name, text in (("alpha", alpha), ("sigma", sigma)))

@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowcli.errors import JobError
+from flowcli.errors import JobError, UserError
+from flowcli.foreign import read_text
 from flowcli.storage import Lines, naming, sync_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ REFERENCE_FILE = "reference.npy"
 """Some true points that a training leaves in its run folder, for pictures beside later samples."""
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 POINTERS = ("best", "last")
+LONGEST_POINTER = 100
+"""Bytes."""
 
 
 class RunFolder:
@@ -142,8 +145,8 @@ class RunFolder:
 def pointed(checkpoints: Path, pointer: str) -> str | None:
     """The step folder's name in a pointer, if it is one that exists here (a name, never a path elsewhere)."""
     try:
-        name = (checkpoints / pointer).read_text().strip()
-    except (OSError, UnicodeDecodeError):
+        name = read_text(checkpoints / pointer, checkpoints, limit=LONGEST_POINTER).strip()
+    except UserError:
         return None
     known = name.startswith("step-") and name[5:].isdigit()
     return name if known and (checkpoints / name).is_dir() else None
@@ -158,4 +161,9 @@ def _write_tensors(file: Path, tensors: Mapping[str, "Tensor"]) -> None:
 def _write_yaml(file: Path, content: Mapping[str, Any]) -> None:
     import yaml
 
-    write_bytes(file, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True).encode())
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True  # what is read back may have none
+
+    text = yaml.dump(dict(content), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    write_bytes(file, text.encode())

@@ -49,7 +49,7 @@ class Stochastic:
             UserError: naming the parameter; more evaluations than max_nfe; what is not arithmetic.
         """
         self.method = choice("method", method, METHODS)
-        self.steps = integer("steps", steps, minimum=1)
+        self.steps = integer("steps", steps, minimum=1, maximum=1_000_000)
         self.max_nfe = integer("max_nfe", max_nfe, minimum=1)
         self.diffusion = str(diffusion)
         self._expression = None

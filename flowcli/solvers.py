@@ -120,7 +120,7 @@ class FixedStep(Solver):
     def __post_init__(self) -> None:
         choice("method", self.method, FIXED)
         choice("time", self.time, TIMES)
-        object.__setattr__(self, "steps", integer("steps", self.steps, minimum=1))
+        object.__setattr__(self, "steps", integer("steps", self.steps, minimum=1, maximum=1_000_000))
         object.__setattr__(self, "max_nfe", integer("max_nfe", self.max_nfe, minimum=1))
         if self.steps * FIXED[self.method] > self.max_nfe:
             need = self.steps * FIXED[self.method]

@@ -102,7 +102,7 @@ def require_writable(folder: Path) -> None:
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not there.is_dir():
-        raise UserError(f"{folder} cannot be written: {there} is not a folder")
+        raise UserError(f"{folder} cannot be written: {there} is not a directory")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{folder} cannot be written: no permission in {there}, or it is read-only")
 

@@ -5,6 +5,7 @@ Importing this module imports neither torch nor Hydra.
 """
 
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -89,6 +90,8 @@ def locate(name: str) -> type:
         UserError: there is none, it is no class (a function may do anything), or the standard library's.
     """
     _refuse_standard_library(name, name)
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name):
+        raise UserError(f"_target_ {name!r}: no such class (want package.module.Class)")
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:cut])
@@ -105,8 +108,19 @@ def locate(name: str) -> type:
         if not isinstance(found, type):
             raise UserError(f"_target_ {name!r}: " + ("no such class" if found is None else "not a class"))
         _refuse_standard_library(found.__module__, name)
+        _refuse_unfit(found, name)
         return found
     raise UserError(f"_target_ {name!r}: no such class (is its module on the Python path?)")
+
+
+def _refuse_unfit(found: type, name: str) -> None:
+    """Refuse what no config can build."""
+    if inspect.isabstract(found):
+        raise UserError(f"_target_ {name!r}: an abstract class; name one that builds on it")
+    try:
+        inspect.signature(found)
+    except ValueError as error:
+        raise UserError(f"_target_ {name!r}: says nothing of its parameters, so that none can be given") from error
 
 
 def _refuse_standard_library(module: str, name: str) -> None:

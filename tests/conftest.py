@@ -35,10 +35,10 @@ defaults:
 seed: 0 # of everything
 crash: null
 trust: []
-resume: false
+resume: null
 """
     + HYDRA.replace("VERB", "train"),
-    "resume.yaml": ON_CKPT + "trust: []\nresume: true\n",
+    "resume.yaml": ON_CKPT + "trust: []\nresume: ???\n",
     "sample.yaml": ON_CKPT
     + "n: 1000 # how many\nseed: 0\nckpt: ???\nweights: ema\nwhich: best\nout: null\ntrust: []\n"
     + HYDRA.replace("VERB", "sample"),

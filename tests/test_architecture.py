@@ -26,7 +26,7 @@ FLOORS = {
         *["paths", "parametrizations", "couplings", "bases", "ends", "solvers", "sde", "divergence", "transforms"],
         *["metrics", "latent", "expressions", "plots", "plots.*"],
         *["errors", "randomness", "dataset", "trust", "explain", "provenance"],
-        *["foreign", "allowance", "storage", "signals", "processes", "run"],
+        *["foreign", "allowance", "storage", "signals", "processes", "run", "memory", "configs"],
     ],
 }
 """A name that ends in .* stands for every module of a package."""

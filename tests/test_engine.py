@@ -3,8 +3,8 @@
 import copy
 import json
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from flowcli.dataset import TrainingData
 from flowcli.divergence import Exact
 from flowcli.ends import Ends
 from flowcli.engine import Progress, Trainer, _Batches, _Validation
-from flowcli.errors import JobError
+from flowcli.errors import Interrupted, JobError, UserError
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
 from flowcli.flows.fields import LearnedField
@@ -168,6 +168,91 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(data):
     with pytest.raises(JobError, match=r"step \d+: loss (nan|inf).*smaller trainer.lr"):
         fit(broken, trainer(), observer, model)
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_weights_that_are_not_finite_never_become_a_checkpoint(data):
+    observer = Observer()
+    made = trainer(checkpoint_every=1, warmup=0, schedule="constant")
+    made.lr = 1e39
+    with pytest.raises(JobError, match="step 1: the weights are not finite"):
+        fit(data, made, observer, flow_over(data.train))
+    assert observer.saved == []
+
+
+def test_deterministic_holds_in_the_training_alone_and_changes_no_bit(data):
+    seen: list[bool] = []
+
+    class Watching(Observer):
+        def should_stop(self) -> bool:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return super().should_stop()
+
+    flows = [flow_over(data.train) for _ in range(2)]
+    for flow, deterministic in zip(flows, (True, False), strict=True):
+        fit(data, trainer(deterministic=deterministic), Watching(), flow)
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert seen == [True] * 40 + [False] * 40
+    assert all(torch.equal(p, q) for p, q in zip(flows[0].parameters(), flows[1].parameters(), strict=True))
+
+
+def test_a_wish_to_stop_in_the_middle_of_a_step_loses_nothing(data):
+    """Whether the gradient is half computed or the validation: what goes on ends bit for bit the same."""
+
+    class Leaving(Observer):
+        def __init__(self, at: int) -> None:
+            super().__init__()
+            self.entered, self.at = 0, at
+
+        @contextmanager
+        def interruptible(self) -> Iterator[None]:
+            self.entered += 1
+            yield
+            if self.entered == self.at:
+                raise Interrupted(15, "now")
+
+    whole, undisturbed = Observer(), flow_over(data.train)
+    averaged, _ = fit(data, trainer(), whole, undisturbed)
+    for at in (1, 5, 11, 12, 33, 44):  # the steps, and validations behind the steps 10, 30 and 40
+        observer, flow = Leaving(at), flow_over(data.train)
+        _, ending = fit(data, trainer(), observer, flow)
+        state, model, average, optimizer = observer.saved[-1]
+        assert ending == "stopped"
+        rest, progress = Observer(), Progress.restore(state)
+        ended, ending = fit(data, trainer(), rest, model, progress=progress, average=average, optimizer=optimizer)
+        assert ending == "done" and observer.records + rest.records == whole.records
+        for a, b in ((undisturbed, model), (averaged, ended)):
+            assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"step": -1}, "step is -1"),
+        ({"step": 1.5}, "step is 1.5"),
+        ({"loss_sum": None}, "loss_sum is None"),
+        ({"threads": True}, "threads is True"),
+        ({"seconds": "x"}, "seconds is 'x'"),
+        ({"best_loss": math.nan}, "best_loss is nan"),
+        ({"other": 1}, "other is 1"),
+    ],
+)
+def test_a_damaged_progress_is_refused(change, told):
+    with pytest.raises(UserError, match=told):
+        Progress.restore(vars(Progress(step=3)) | change)
+
+
+@pytest.mark.parametrize("damage", ["missing", "another name", "another shape", "too many"])
+def test_an_optimizer_of_another_model_is_refused(damage, data):
+    observer = Observer(stop_at=3)
+    fit(data, trainer(), observer, flow_over(data.train))
+    state, model, average, optimizer = observer.saved[-1]
+    key = next(name for name in optimizer if name.endswith(".exp_avg"))
+    value = optimizer.pop(key)
+    if damage != "missing":
+        name = {"another name": "x.exp_avg", "too many": "999.exp_avg"}.get(damage, key)
+        optimizer[name] = value[:1] if damage == "another shape" else value
+    with pytest.raises(UserError, match="does not belong"):
+        fit(data, trainer(), Observer(), model, progress=Progress(**state), average=average, optimizer=optimizer)
 
 
 def test_every_datum_appears_once_in_each_pass(data):

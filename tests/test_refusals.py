@@ -32,6 +32,8 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 
 REFUSED: list[tuple[str, list[str]]] = [
+    # what the precision cannot hold
+    ("path=custom path.alpha='t+1e25*t*(1-t)' path.sigma='1-t'", ["range of float32", "dtype=float64"]),
     # what has no score
     ("objective=score base=uniform", ["objective=score", "score", "not Gaussian", "base=gaussian"]),
     ("objective=score coupling=ot", ["objective=score", "score", "coupling=ot", "coupling=independent"]),

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from strangers_corpus import CANARY, FUZZED, HOSTILE, SMALL, STEP, Case, cases, flatten_deep, mutated
 
 import flowcli
 from flowcli import launch
+from flowcli.allowance import Allowance
 from flowcli.checkpoints import find_checkpoint
 from flowcli.cli import main
 from flowcli.errors import JobError, UserError
@@ -311,6 +313,25 @@ def test_markup_and_formulas_are_shown_as_they_are_written(run: Path, capfd: Any
         assert next(csv.DictReader(io.StringIO(capfd.readouterr().out)))["reason"] == shown
         assert _open("compare") == 0
         assert reason in " ".join(capfd.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: torch.nn.Linear(1 << 14, 1 << 14),
+        lambda: torch.eye(1 << 14),
+        lambda: torch.full((1 << 30,), 1.0),
+        lambda: torch.randn(size=(1 << 15, 1 << 15)),
+        lambda: torch.arange(1 << 40),
+        lambda: [torch.zeros(1) for _ in range(100_000)],
+        lambda: [torch.zeros(1 << 20) + 1 for _ in range(1_000)],
+    ],
+)
+def test_no_more_is_built_than_weights_fill(build: Any, tmp_path: Path) -> None:
+    with _bounds(tmp_path), pytest.raises(UserError, match="far larger"), Allowance({}):
+        build()
+    with Allowance({"w": torch.zeros(1 << 10, 1 << 10)}):
+        torch.nn.Linear(1 << 10, 1 << 10)
 
 
 def test_the_audit_hook_sees(tmp_path: Path) -> None:

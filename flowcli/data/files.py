@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
+from flowcli import memory
 from flowcli.errors import UserError
 
 TEXT = {".csv": None, ".tsv": "\t"}
@@ -28,6 +30,10 @@ TEXT = {".csv": None, ".tsv": "\t"}
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".npy", ".npz")
 MISSING = ("", "NA", "NaN", "nan", "null", "None")
 """Cells that count as missing."""
+TEXT_COPIES, ARRAY_COPIES = 4, 2
+"""How many times the bytes of a text, or of an array, are in memory at once, at least, while it is read."""
+BOMB_SIZE, BOMB_RATIO = 1 << 28, 200
+"""A file that unpacks to more bytes than this, and to more than so many times its own, holds no measurements."""
 _HEADER_ERRORS = (SyntaxError, tokenize.TokenError)  # numpy parses the header of an NPY file as Python
 _DELIMITERS = (",", ";", "\t", "|")
 
@@ -132,6 +138,9 @@ def read_array(path: Path) -> np.ndarray:
     """
     _check_file(path)
     try:
+        size = path.stat().st_size
+        if path.suffix.lower() == ".npy":
+            memory.require(f"{path}: an array of {size:,} bytes", ARRAY_COPIES * size)
         array = _read_npz(path) if path.suffix.lower() == ".npz" else np.array(np.load(path, mmap_mode="r"))
     except UserError:
         raise
@@ -305,9 +314,8 @@ def _read_text(
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            data = gzip.decompress(data)
+        memory.require(f"{path}: a text of {path.stat().st_size:,} bytes", TEXT_COPIES * path.stat().st_size)
+        data = _unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: the gzip file is damaged or cut short ({_first_line(error)})") from error
     except OSError as error:
@@ -325,6 +333,23 @@ def _text(path: Path) -> str:
     if not text.strip():
         raise UserError(f"{path}: the file is empty")
     return text
+
+
+def _unpacked(path: Path) -> bytes:
+    """The content of a gzip file, a block at a time, so that a bomb is seen before it fills the memory."""
+    blocks, size = [], 0
+    with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as file:
+        while block := file.read(1 << 24):
+            size += len(block)
+            _refuse_bomb(path, packed.tell(), size)
+            memory.require(f"{path}: a text of more than {size:,} bytes", TEXT_COPIES * size)
+            blocks.append(block)
+    return b"".join(blocks)
+
+
+def _refuse_bomb(path: Path, packed: int, unpacked: int) -> None:
+    if unpacked > BOMB_SIZE and unpacked > BOMB_RATIO * packed:
+        raise UserError(f"{path}: {packed:,} of its bytes unpack to {unpacked:,} or more, as no table of numbers does")
 
 
 def _separator(path: Path, text: str, delimiter: str) -> str:
@@ -384,16 +409,27 @@ def _read_parquet(path: Path) -> pl.DataFrame:
     # pyarrow and not polars: on a damaged file polars may panic, past every handler and onto stderr.
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _check_parquet_size(path, file.metadata)
             table = file.read()
         table.validate(full=True)
         # Names are decoded here, and metadata left behind, because bytes that are not UTF-8 would make polars panic.
         frame = pl.from_arrow(pyarrow.table(table.columns, names=table.column_names))
+    except UserError:
+        raise
     except (pyarrow.ArrowException, pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a whole Parquet file ({_first_line(error)})") from error
     except MemoryError as error:
         raise UserError(f"{path}: does not fit into memory") from error
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _check_parquet_size(path: Path, metadata: Any) -> None:
+    cells = metadata.num_rows * metadata.num_columns
+    groups = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
+    size = max(8 * cells, sum(groups))
+    _refuse_bomb(path, path.stat().st_size, size)
+    memory.require(f"{path}: {metadata.num_rows:,} rows of {metadata.num_columns:,} columns", ARRAY_COPIES * size)
 
 
 def _read_npz(path: Path) -> np.ndarray:
@@ -405,7 +441,10 @@ def _read_npz(path: Path) -> np.ndarray:
             if len(chosen) != 1:
                 found = ", ".join(f"{name.removesuffix('.npy')} {shape}" for name, shape in shapes.items()) or "none"
                 raise UserError(f"{path}: one array of 1 or 2 dimensions is needed, it holds {found}; save one as NPY")
-            with archive.open(chosen[0]) as member:
+            entry = archive.getinfo(chosen[0])
+            _refuse_bomb(path, min(entry.compress_size, path.stat().st_size), entry.file_size)
+            memory.require(f"{path}: an array of {entry.file_size:,} bytes", ARRAY_COPIES * entry.file_size)
+            with archive.open(entry) as member:
                 return np.lib.format.read_array(member, allow_pickle=False)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path}: not a whole NPZ file ({_first_line(error)})") from error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowcli.data.files import TableFile, column_index, read_events, read_table
+from flowcli.data.units import to_model_units
 from flowcli.dataset import SPLITS, Dataset
 from flowcli.errors import UserError, boolean, choice, integer, number
 from flowcli.randomness import generator
@@ -108,14 +109,9 @@ class Table:
                 ],
             },
         )
-        if not self.standardize:
-            return dataset
+        shown = [f"column {name!r}" for name in names]
         train = dataset.points("train")
-        for column, spread in enumerate(train.std(0, correction=0).tolist()):
-            if spread == 0:
-                where = f"{path}: column {names[column]!r}"
-                raise UserError(f"{where} is constant in the training split; leave it out with data.columns")
-        return replace(dataset, transform=Affine.standardise(train))
+        return replace(dataset, transform=to_model_units(train, shown, standardize=self.standardize, source=str(path)))
 
     def read(self, path: Path, columns: tuple[str, ...] | None, event_shape: tuple[int, ...]) -> Tensor:
         """Rows (N, D) of another file with the same columns; with missing=drop the incomplete ones keep their gaps."""

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowcli import memory
 from flowcli.data import targets
 from flowcli.data.files import read_events
+from flowcli.data.units import to_model_units
 from flowcli.dataset import SPLITS, Dataset, Mixture, Target
 from flowcli.errors import UserError, boolean, integer, number
 from flowcli.randomness import generator
-from flowcli.transforms import Affine
 
 
 @dataclass(kw_only=True)
@@ -48,6 +49,9 @@ class Toy(ABC):
         self.seed = integer("data.seed", self.seed, minimum=0)
         boolean("data.standardize", self.standardize)
         self._check()
+        for split in SPLITS:  # as drawn, in data units and in model units
+            points = getattr(self, split)
+            memory.require(f"data.{split}={points}", 3 * 8 * points * self.dimension)
 
     def load(self) -> Dataset:
         """Draw the splits."""
@@ -55,7 +59,8 @@ class Toy(ABC):
         train, validation, test = (
             target.sample(getattr(self, split), generator(self.seed, "data", split)) for split in SPLITS
         )
-        transform = Affine.standardise(train) if self.standardize else Affine.identity(tuple(train.shape[1:]))
+        names = [f"coordinate {i}" for i in range(train.shape[1])]
+        transform = to_model_units(train, names, standardize=self.standardize, source=f"data, {type(self).__name__}")
         return Dataset(
             train=train,
             validation=validation,
@@ -70,6 +75,11 @@ class Toy(ABC):
     def read(self, path: Path, columns: tuple[str, ...] | None, event_shape: tuple[int, ...]) -> Tensor:
         """Events (N, D) of a file: see `flowcli.data.files.read_events`."""
         return read_events(path, columns, event_shape, header="auto", delimiter="auto")
+
+    @property
+    def dimension(self) -> int:
+        """Numbers of a point."""
+        return 2
 
     @abstractmethod
     def target(self) -> Target:
@@ -90,6 +100,11 @@ class Gaussian(Toy):
     def _check(self) -> None:
         self.mean = _vector("data.mean", self.mean)
         self.covariance = _covariance("data.covariance", self.covariance, len(self.mean))
+
+    @property
+    def dimension(self) -> int:
+        """As the mean has."""
+        return len(self.mean)
 
     def target(self) -> targets.GaussianMixture:
         """The Gaussian, as a mixture of one component."""
@@ -123,6 +138,11 @@ class GaussianMixture(Toy):
             _covariance(f"data.covariances[{k}]", matrix, dimension) for k, matrix in enumerate(self.covariances)
         ]
 
+    @property
+    def dimension(self) -> int:
+        """As the means have."""
+        return len(self.means[0])
+
     def target(self) -> targets.GaussianMixture:
         """The mixture."""
         return _mixture(self.weights, self.means, self.covariances)
@@ -138,8 +158,8 @@ class GaussianRing(Toy):
 
     def _check(self) -> None:
         self.modes = integer("data.modes", self.modes, minimum=1, maximum=1000)
-        self.radius = number("data.radius", self.radius, above=0)
-        self.std = number("data.std", self.std, above=0)
+        self.radius = _size("data.radius", self.radius)
+        self.std = _size("data.std", self.std)
 
     def target(self) -> targets.GaussianMixture:
         """The ring, as a mixture."""
@@ -158,7 +178,7 @@ class Checkerboard(Toy):
     squares: int
 
     def _check(self) -> None:
-        self.half_width = number("data.half_width", self.half_width, above=0)
+        self.half_width = _size("data.half_width", self.half_width)
         self.squares = integer("data.squares", self.squares, minimum=2, maximum=1000)
         if self.squares % 2:
             raise UserError(f"data.squares must be an even number >= 2, got {self.squares}")
@@ -177,9 +197,8 @@ class Circles(Toy):
 
     def _check(self) -> None:
         self.radii = _vector("data.radii", self.radii)
-        if min(self.radii) <= 0:
-            raise UserError(f"data.radii must be positive, got {self.radii}")
-        self.std = number("data.std", self.std, above=0)
+        self.radii = [_size(f"data.radii[{i}]", radius) for i, radius in enumerate(self.radii)]
+        self.std = _size("data.std", self.std)
 
     def target(self) -> targets.Circles:
         """The circles."""
@@ -198,10 +217,10 @@ class Pinwheel(Toy):
 
     def _check(self) -> None:
         self.arms = integer("data.arms", self.arms, minimum=1, maximum=1000)
-        self.radial_std = number("data.radial_std", self.radial_std, above=0)
-        self.tangential_std = number("data.tangential_std", self.tangential_std, above=0)
+        self.radial_std = _size("data.radial_std", self.radial_std)
+        self.tangential_std = _size("data.tangential_std", self.tangential_std)
         self.rate = number("data.rate", self.rate)
-        self.scale = number("data.scale", self.scale, above=0)
+        self.scale = _size("data.scale", self.scale)
 
     def target(self) -> targets.Pinwheel:
         """The pinwheel."""
@@ -222,8 +241,8 @@ class Curve(Toy, ABC):
     std: float
 
     def _check(self) -> None:
-        self.scale = number("data.scale", self.scale, above=0)
-        self.std = number("data.std", self.std, above=0)
+        self.scale = _size("data.scale", self.scale)
+        self.std = _size("data.std", self.std)
         try:
             self.target()
         except ValueError as error:  # the quadrature refuses noise too fine for it
@@ -290,7 +309,7 @@ class Spirals(Curve):
     turns: float
 
     def _check(self) -> None:
-        self.turns = number("data.turns", self.turns, above=0)
+        self.turns = _size("data.turns", self.turns)
         super()._check()
 
     def target(self) -> targets.NoisyCurve:
@@ -312,6 +331,11 @@ def _mixture(
 ) -> targets.GaussianMixture:
     parts = (torch.tensor(part, dtype=torch.float64) for part in (weights, means, covariances))
     return targets.GaussianMixture(Mixture(*parts))
+
+
+def _size(name: str, value: object) -> float:
+    """A length that can be squared and divided by in double precision."""
+    return number(name, value, minimum=1e-100, maximum=1e100)
 
 
 def _sequence(name: str, value: object) -> Sequence[object]:

@@ -34,8 +34,8 @@ class CNF(Model):
                 "velocity, data, noise and score at once"
             )
         self.prediction = None if prediction is None else choice("prediction", prediction, PREDICTIONS)
-        self.augment_dim = integer("augment_dim", augment_dim, minimum=0)
-        self.augment_draws = integer("augment_draws", augment_draws, minimum=1)
+        self.augment_dim = integer("augment_dim", augment_dim, minimum=0, maximum=10_000)
+        self.augment_draws = integer("augment_draws", augment_draws, minimum=1, maximum=10_000)
 
     def state_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """An event's shape with augment_dim more coordinates.
@@ -53,7 +53,9 @@ class CNF(Model):
             raise UserError("model=cnf needs a solver and a divergence, e.g. solver=dopri5 divergence=exact")
         field, start = self._free(parts.network, parts) if parts.path is None else self._on(parts.path, parts)
         rest = (field, start, parts.transform, parts.solver, parts.divergence, parts.event_shape)
-        return AugmentedFlow(*rest, draws=self.augment_draws) if self.augment_dim else ContinuousFlow(*rest)
+        made = AugmentedFlow(*rest, draws=self.augment_draws) if self.augment_dim else ContinuousFlow(*rest)
+        made.require_plan(parts.tensors)
+        return made
 
     def _free(self, network: nn.Module, parts: Parts) -> tuple[Field, Base]:
         if self.precondition is True:

@@ -2,6 +2,7 @@ r"""Continuous flows: an ODE $dx/dt = v_t(x)$ from the base to the data, solved 
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -63,6 +64,16 @@ class ContinuousFlow(Flow):
         self.field, self.start, self.transform = field, start, transform
         self.divergence, self.event_shape = divergence, event_shape
         self.solver = self._checked(solver)
+
+    def require_plan(self, tensors: Mapping[str, Tensor] | None) -> None:
+        """Refuse an SDE that cannot be solved as it is set; tensors: of a checkpoint, not in here yet.
+
+        Raises:
+            UserError: see `Stochastic.plan`.
+        """
+        if isinstance(self.solver, Stochastic) and isinstance(self.field, PathField):
+            moments = self.field.moments.state_dict(prefix="field.moments.") if tensors is None else tensors
+            self.solver.plan(self.field.path, float(moments["field.moments.var_1"]))
 
     # ------------------------------------------------------------ variants of the same flow
     def _checked(self, solver: Solver | Stochastic) -> Solver | Stochastic:

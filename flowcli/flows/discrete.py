@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zuko.lazy import LazyComposedTransform
 from zuko.transforms import AdditiveTransform, MonotonicAffineTransform, MonotonicRQSTransform
 
+from flowcli import memory
 from flowcli.bases import Base
 from flowcli.errors import UserError, integer, number
 from flowcli.flows.base import Flow, Result, Trajectory, in_chunks
@@ -158,12 +159,14 @@ class Discrete(Model):
     trained = True
     smallest = 1
     """Least number of values in an event."""
+    outputs = 1
+    """Numbers that a layer's network gives for a value, at least."""
 
     def __init__(self, transforms: int, width: int, depth: int) -> None:
         """transforms: layers of the flow; width, depth: hidden units and hidden layers of each one's network."""
-        self.transforms = integer("transforms", transforms, minimum=1)
+        self.transforms = integer("transforms", transforms, minimum=1, maximum=1000)
         self.width = integer("width", width, minimum=1)
-        self.depth = integer("depth", depth, minimum=1)
+        self.depth = integer("depth", depth, minimum=1, maximum=100)
 
     @property
     def name(self) -> str:
@@ -190,6 +193,9 @@ class Discrete(Model):
                 f"model={self.name} needs events of {self.smallest} values or more: one part steers the other; "
                 "in one dimension use model=nsf (or model=maf, which fits a Gaussian there)"
             )
+        shapes = [(size, self.width), *[(self.width, self.width)] * (self.depth - 1), (self.width, size * self.outputs)]
+        said = f"model.width={self.width} with model.transforms={self.transforms}, model.depth={self.depth}"
+        memory.require(said, memory.of_weights(shapes * self.transforms))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(parts.seed, "network").initial_seed())
             layers = self.layers(size)
@@ -269,8 +275,8 @@ class NSF(MAF):
     def __init__(self, transforms: int, width: int, depth: int, passes: int | None, bins: int, bound: float) -> None:
         """bins: pieces of a spline; bound: where splines end, in standard deviations of standardised data."""
         super().__init__(transforms, width, depth, passes)
-        self.bins = integer("bins", bins, minimum=2)
-        self.bound = number("bound", bound, above=0)
+        self.bins = self.outputs = integer("bins", bins, minimum=2)
+        self.bound = number("bound", bound, minimum=1e-3, maximum=1e6)
 
     def layers(self, size: int) -> Sequence[nn.Module]:
         """Layers of splines; widths, heights and inner slopes of the pieces are functions of x_<i."""

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from flowcli.errors import UserError
@@ -129,6 +130,17 @@ class LearnedField(PathField):
         """Output at x_t (B, ...) minus the target that these ends (B, ...) make."""
         output, c = self._evaluate(x_t, u, condition)
         return output - self.parametrization.target(x_0, x_1, c, self.moments)
+
+    def overflow(self) -> str | None:
+        """Where a number of this field, or its square, leaves the range of the field's precision; None: nowhere."""
+        m = self.moments
+        u = self.parametrization.clip(torch.linspace(0, 1, 257, dtype=m.var_1.dtype, device=m.var_1.device))
+        c = self.path.schedule(u)
+        gains = (*self.parametrization.gains(c, m), self.parametrization.velocity_gain(c, m), m.variance(c).rsqrt())
+        fits = torch.stack([torch.isfinite(value.square()) for value in torch.broadcast_tensors(*c, *gains)]).all(0)
+        if bool(fits.all()):
+            return None
+        return f"its numbers leave the range of {u.dtype} at t = {1 - float(u[~fits][0]):.3g}".replace("torch.", "")
 
     def schedule(self, x: Tensor, u: Tensor) -> Schedule:
         """The schedule at u (B,), clipped as in an evaluation, shaped to broadcast against x (B, ...)."""

@@ -265,7 +265,9 @@ class Oracle(Model):
             mixture = self._mixture(parts)
             field = field_of_mixture(mixture, parts.path, parts.base)
             start = parts.base if parts.path.starts_at_noise else _exact_start(mixture, parts.path, parts)
-        return OracleFlow(field, start, parts.transform, parts.solver, parts.divergence, parts.event_shape)
+        made = OracleFlow(field, start, parts.transform, parts.solver, parts.divergence, parts.event_shape)
+        made.require_plan(parts.tensors)
+        return made
 
     def _mixture(self, parts: Parts) -> Mixture:
         if parts.tensors is not None:  # sizes alone: the numbers follow with the state dict

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from flowcli import memory
 from flowcli.errors import UserError, boolean, integer, number
 
 
@@ -41,10 +42,12 @@ class MLP(nn.Module):
         """
         super().__init__()
         self.event_shape, size = event_shape, math.prod(event_shape)
-        width, depth = integer("width", width, minimum=1), integer("depth", depth, minimum=0)
+        width, depth = integer("width", width, minimum=1), integer("depth", depth, minimum=0, maximum=1000)
         features = integer("fourier_features", fourier_features, minimum=0)
+        shapes = [(size, features), (size + 2 * features, width), *[(width, width)] * depth, (width, size)]
+        memory.require(f"width={width} with depth={depth}, fourier_features={features}", memory.of_weights(shapes))
         octaves = integer("time_octaves", time_octaves, minimum=0, maximum=16)
-        std = number("fourier_std", fourier_std, above=0)
+        std = number("fourier_std", fourier_std, above=0, maximum=1e6)
         self.residual = boolean("residual", residual)
         self.register_buffer("frequencies", torch.randn(size, features) * std * math.sqrt(2 / size))
         self.register_buffer("octaves", 2.0 ** torch.arange(octaves))

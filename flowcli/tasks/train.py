@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from flowcli import build, console, pictures, processes
-from flowcli.checkpoints import find_checkpoint
+from flowcli import build, console, memory, pictures, processes
+from flowcli.checkpoints import find_checkpoint, read_config
 from flowcli.dataset import Dataset, TrainingData
 from flowcli.ends import Ends
 from flowcli.engine import Progress, Trainer
@@ -42,6 +41,10 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
     """
     opened: dict[str, Dataset] = {}
     for config in configs:
+        if config.get("resume") and (Path(config["resume"]) / "checkpoints" / "last").exists():
+            # nothing larger than its weights is built out of a run that may be a stranger's
+            checkpoint = find_checkpoint(config["resume"], "last")
+            build.restore(config, checkpoint, "raw", config.get("trust") or ())
         build.training(config, build.mathematics(config))
         evaluation = build.evaluation(config)
         node = json.dumps(config.get("data"), sort_keys=True, default=str)
@@ -50,10 +53,22 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
         dataset = opened[node]
         job = _Job.of(config, dataset)
         evaluation.require(job.flow, dataset)
+        _require_memory(job)
         if job.ends is not None:
             coupling.check(config, dataset, job.flow, job.ends)
         if job.objective is not None:
             job.objective.prepare(job.flow, job.data(dataset), job.ends)
+
+
+def _require_memory(job: "_Job") -> None:
+    if job.objective is None or job.flow.device.type != "cpu":
+        return
+    size = job.trainer.batch_size
+    memory.require(f"trainer.batch_size={size} with this network", memory.of_training(job.flow, size))
+    minibatch = getattr(job.ends.coupling, "minibatch", None) if job.ends is not None else None
+    if minibatch is not None:
+        rows = min(minibatch, size)
+        memory.require(f"coupling.minibatch={minibatch} with trainer.batch_size={size}", 2 * 8 * rows**2)
 
 
 @dataclass(frozen=True)
@@ -176,7 +191,7 @@ def _description(config: Mapping[str, Any], dataset: Dataset, folder: Path) -> d
         "columns": None if dataset.columns is None else list(dataset.columns),
         "discrete": dataset.discrete,
         "bin_width": None if dataset.bin_width is None else dataset.bin_width.tolist(),
-        "choices": yaml.safe_load(asked.read_text()) if asked.is_file() else {},
+        "choices": read_config(asked) if asked.is_file() else {},
     }
 
 

@@ -1,16 +1,15 @@
 """mode=samples: events of a trained flow, to a file and a picture."""
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flowcli import build, console, pictures
+from flowcli import build, console, memory, pictures
 from flowcli.checkpoints import Checkpoint
-from flowcli.errors import UserError, integer
+from flowcli.errors import integer
 from flowcli.flows.base import Flow
 from flowcli.storage import replacing, write_json
 from flowcli.tasks.events import column_names
@@ -27,9 +26,7 @@ def check(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow) -> None
     """
     n, _ = _settings(config)
     # samples are held in memory before they are written, three times over with the picture's and the table's copy
-    need, there = 3 * 8 * n * math.prod(flow.event_shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if need > there:
-        raise UserError(f"n={n} needs about {need / 2**30:,.0f} GiB of memory, this machine has {there / 2**30:,.0f}")
+    memory.require(f"n={n}", 3 * 8 * n * math.prod(flow.event_shape))
     files.destination(config)
 
 
