@@ -20,7 +20,7 @@ FLOORS = {
     2: [
         *["flows", "flows.base", "flows.parts", "flows.fields", "flows.clocks", "flows.continuous", "flows.augmented"],
         *["flows.cnf", "flows.oracle", "flows.discrete"],
-        *["launch", "checkpoints", "records", "report"],
+        *["launch", "launch.*", "checkpoints", "records", "report"],
     ],
     1: [
         *["paths", "parametrizations", "couplings", "bases", "ends", "solvers", "sde", "divergence", "transforms"],
@@ -99,10 +99,10 @@ def test_light_imports(module: str) -> None:
     assert done.stdout == "[]\n"
 
 
-def test_one_file_talks_to_hydra_and_one_reads_its_errors() -> None:
+def test_one_package_talks_to_hydra_and_one_file_reads_its_errors() -> None:
     for module, file in modules().items():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [node.module] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if any(str(name).split(".")[0] in ("hydra", "omegaconf") for name in names):
-                assert module in ("launch", "explain"), f"flowcli.{module} talks to Hydra"
+                assert module.split(".")[0] in ("launch", "explain"), f"flowcli.{module} talks to Hydra"

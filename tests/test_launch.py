@@ -15,8 +15,9 @@ from conftest import REPOSITORY, Tasks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowcli import checkpoints, cli, launch, records, run, trust
+from flowcli import checkpoints, cli, records, run, trust
 from flowcli.errors import Interrupted, JobError, UserError
+from flowcli.launch import preflight, request
 
 pytestmark = pytest.mark.usefixtures("toy_conf")
 Captured = pytest.CaptureFixture[str]
@@ -61,7 +62,7 @@ def test_a_run_gets_the_resolved_config_and_its_folder(tasks: Tasks, flowcli: An
     ((config, folder),) = tasks.ran
     assert folder.resolve() == Path("outputs/r").resolve()
     assert config["path"] == {"_target_": "toy.VP", "beta_min": 0.1, "beta_max": 20.0}
-    assert config["trainer"]["steps"] == 1e4 and config["resume"] is False and config["trust"] == []
+    assert config["trainer"]["steps"] == 1e4 and config["resume"] is None and config["trust"] == []
     assert "hydra" not in config
     assert tasks.checked == [config]
     assert yaml.safe_load((folder / ".hydra" / "resolved.yaml").read_text()) == config
@@ -156,7 +157,7 @@ def test_what_the_check_refuses_leaves_no_folder(tasks: Tasks, flowcli: Any) -> 
 
 
 def test_every_value_of_a_large_sweep_is_checked(tasks: Tasks, flowcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "MAX_PREFLIGHT", 3)
+    monkeypatch.setattr(preflight, "MAX_PREFLIGHT", 3)
     status, _, err = flowcli("train", "-m", "path=ot,vp,vpp", "seed=range(5)")
     assert status == 2 and "did you mean path=vp?" in err
 
@@ -337,9 +338,9 @@ def test_awkward_paths(name: str, tasks: Tasks, flowcli: Any, trained: str) -> N
 def test_quote_survives_hydras_parser(text: str) -> None:
     if "${" in text:
         with pytest.raises(UserError):
-            launch.quote(text)
+            request.quote(text)
         return
-    (override,) = launch._parse([f"key={launch.quote(text)}"])
+    (override,) = request.parse([f"key={request.quote(text)}"])
     assert str(override.value()) == text
 
 
@@ -370,7 +371,7 @@ def test_resume_keeps_the_frozen_config_and_the_folder(
     assert (status, err) == (0, "")
     config, folder = tasks.ran[0]
     assert folder.resolve() == Path(trained).resolve()
-    assert config["resume"] is True and config["model"]["hidden"] == 32 and config["seed"] == 4
+    assert config["resume"] == str(folder) and config["model"]["hidden"] == 32 and config["seed"] == 4
     assert (config["trainer"]["steps"], config["trainer"]["max_time"]) == (200, 60)
     assert config["logger"] == {"_target_": "toy.CSV"}
     assert {file.name: file.read_bytes() for file in Path(trained, ".hydra").iterdir()} == before
@@ -388,7 +389,7 @@ def test_resume_of_a_run_that_was_stopped_before_its_first_checkpoint(tasks: Tas
     assert flowcli("train", "seed=3", "hydra.run.dir=outputs/early")[0] == 0
     assert flowcli("train", "--resume", "outputs/early")[0] == 0
     config, folder = tasks.ran[1]
-    assert config["seed"] == 3 and config["resume"] is True and folder.name == "early"
+    assert config["seed"] == 3 and config["resume"] == str(folder) and folder.name == "early"
 
 
 # ---------------------------------------------------------------- workers in processes of their own
@@ -482,5 +483,5 @@ def test_locate() -> None:
     ],
 )
 def test_an_option_for_a_node_inside_a_node_is_told_from_a_value(monkeypatch, word, read_as):
-    monkeypatch.setattr(launch.trust, "conf_dir", lambda: Path(__file__).resolve().parents[1] / "conf")
-    assert launch._nested_choice(word) == read_as
+    monkeypatch.setattr(trust, "conf_dir", lambda: Path(__file__).resolve().parents[1] / "conf")
+    assert request.nested_choice(word) == read_as

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from flowcli import launch, trust
 from flowcli.cli import main
+from flowcli.launch import request
 
 SHORT = [
     *["trainer.steps=3", "trainer.batch_size=32", "trainer.threads=1", "network.width=16", "network.depth=1"],
@@ -683,7 +684,7 @@ def data_files(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
     )
     extra = draw(st.sampled_from(_SETTINGS)).split()
     base = [word for word in SHORT if not word.startswith("data.")]
-    where = launch.quote(name)
+    where = request.quote(name)
     return name, content, draw(st.sampled_from([
         ["train", *base, "data=table", f"data.path={where}", *extra],
         ["train", *base, "data=table", f"data.path={where}", *extra],

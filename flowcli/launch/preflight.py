@@ -1,0 +1,164 @@
+"""Composing every job of a command before the first one starts."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowcli import storage, trust
+from flowcli.errors import UserError
+from flowcli.explain import did_you_mean
+from flowcli.launch.hydra_settings import check_settings, check_sweeper
+from flowcli.launch.offers import groups
+from flowcli.launch.request import MAX_PREFLIGHT, Request, quote
+
+MAX_SWEEP = 100_000
+"""Values of one sweep, and jobs in all: Hydra lists them before the first starts."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What will run: the jobs' configs (at most MAX_PREFLIGHT), how many jobs, and where a sweep goes."""
+
+    configs: list[dict[str, Any]]
+    jobs: int
+    sweep_dir: Path | None
+
+
+def prepare(request: Request, primary: str, words: list[str]) -> _Plan:
+    """Compose every job before the first starts: no half-run sweep, no empty folders, and no torch yet."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import open_dict
+
+    root, extra = search_path(request, primary)
+    own = request.ckpt is None and request.resume is None
+    with initialize_config_dir(str(root), job_name=request.verb, version_base="1.3"):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides(words)
+        fixed = [word for word, override in zip(words, parsed, strict=True) if not override.is_sweep_override()]
+        base = compose(primary, [*fixed, *extra], return_hydra_config=True)
+        _refuse_new_keys(parsed, base)
+        hydra = base.hydra
+        with open_dict(base):
+            del base["hydra"]
+        if not (request.multirun or (hydra.mode is not None and hydra.mode.name == "MULTIRUN")):
+            for override in parsed:
+                if override.is_sweep_override():
+                    key, _, value = str(override.input_line).partition("=")
+                    a_list = "" if key in groups() else f", or write {key}=[{value}] for a list"
+                    raise UserError(f"{override.input_line} is a sweep: add -m to run each{a_list}")
+            check_settings(hydra, resumed=request.resume is not None, jobs=None)
+            _refuse_to_overwrite(
+                request, Path(hydra.run.dir), f"flowcli train --resume {hydra.run.dir} goes on with it"
+            )
+            storage.require_writable(Path(hydra.run.dir))
+            return _Plan([plain(base, own)], 1, None)
+        check_sweeper(hydra)
+        basic = str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
+        for override in parsed if basic else ():
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise UserError(f"{override.input_line}: this sweeper takes no interval; list the values, 0.1,0.2")
+        if basic and hydra.sweeper.get("params"):
+            named = {override.get_key_element() for override in parsed}
+            swept = parser.parse_overrides([f"{key}={value}" for key, value in hydra.sweeper.params.items()])
+            parsed = [*(override for override in swept if override.get_key_element() not in named), *parsed]
+        values = [
+            _swept(override) if override.is_discrete_sweep() else [str(override.input_line)]
+            for override in parsed
+            if override.is_discrete_sweep() or not override.is_sweep_override()  # an interval has no list of values
+        ]
+        jobs = math.prod(map(len, values))
+        if jobs > MAX_SWEEP:
+            swept = " ".join(str(override.input_line) for override in parsed if override.is_sweep_override())
+            raise UserError(f"{swept}: {jobs:,} jobs in one sweep, at most {MAX_SWEEP:,} can be listed")
+        check_settings(hydra, resumed=False, jobs=jobs)
+        configs = [plain(compose(primary, [*job, *extra]), own) for job in _cells(values)]
+        sweep_dir = Path(hydra.sweep.dir)
+        for cell in sweep_dir.glob("*/run.json"):
+            _refuse_to_overwrite(request, cell.parent, "give another hydra.sweep.dir")
+        storage.require_writable(sweep_dir)
+        return _Plan(configs, jobs, sweep_dir)
+
+
+def _swept(override: Any) -> list[str]:
+    """Every value of a sweep, as an override each.
+
+    Raises:
+        UserError: it has no value, or so many that nobody waits for the jobs.
+    """
+    span = override.value()
+    try:
+        length = abs((span.stop - span.start) / span.step) if hasattr(span, "step") else 0  # shuffle() lists a range
+        found = [] if length > MAX_SWEEP else list(itertools.islice(override.sweep_string_iterator(), MAX_SWEEP + 1))
+    except (ValueError, ArithmeticError) as error:
+        raise UserError(f"{override.input_line}: no range of numbers, range(start,stop,step)") from error
+    if length > MAX_SWEEP or len(found) > MAX_SWEEP:
+        raise UserError(f"{override.input_line}: a sweep over more than {MAX_SWEEP:,} values")
+    if not found:
+        raise UserError(f"{override.input_line}: a sweep over no value")
+    return [f"{override.get_key_element()}={value}" for value in found]
+
+
+def _cells(values: list[list[str]]) -> Iterator[Sequence[str]]:
+    """The first cells of the product, and then each value that was in none of them."""
+    cells = list(itertools.islice(itertools.product(*values), MAX_PREFLIGHT))
+    yield from cells
+    for position, options in enumerate(values):
+        for value in options[1:]:
+            if all(cell[position] != value for cell in cells):
+                yield [value if at == position else other[0] for at, other in enumerate(values)]
+
+
+def search_path(request: Request, primary: str) -> tuple[Path, list[str]]:
+    """The folder to compose from, and the override that adds the user's --config-dir behind it."""
+    main = trust.conf_dir()
+    if request.config_dir is None:
+        return main, []
+    other = request.config_dir.resolve()
+    if (other / f"{primary}.yaml").is_file() and not (main / f"{primary}.yaml").is_file():
+        main, other = other, main  # compose() looks for a primary config in the first folder only
+    return main, [f"hydra.searchpath=[{quote(f'file://{other}')}]"]
+
+
+def _refuse_to_overwrite(request: Request, folder: Path, advice: str) -> None:
+    if request.verb == "train" and request.resume is None and (folder / "run.json").exists():
+        raise UserError(f"{folder} holds a run already; {advice}")
+
+
+def _refuse_new_keys(overrides: Iterable[Any], base: Any) -> None:
+    """`+experimnt=vp` would add a key that nothing reads."""
+    for override in overrides:
+        key = str(override.key_or_group)
+        if override.is_add() and not override.is_sweep_override() and re.fullmatch(r"\w+", key) and key not in groups():
+            known = [str(k) for k in base if k not in (key, "hydra")]
+            if key not in ("hydra", *known):
+                raise UserError(
+                    f"{override.input_line}: nothing reads the key {key!r}{did_you_mean(key, [*known, *groups()])}"
+                )
+
+
+def plain(cfg: Any, own: bool) -> dict[str, Any]:
+    """The resolved config as plain values; own: its user wrote it, so it may name his own classes."""
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    for key, value in _leaves(config):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{key}: a value may not hold '${{' once resolved, got {value!r}")
+    if own:
+        config["trust"] = sorted({*config.get("trust", []), *trust.own_targets(config)})
+    return config
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if children is None:
+        yield prefix[:-1], node
+    else:
+        for key, value in children:
+            yield from _leaves(value, f"{prefix}{key}.")
