@@ -91,7 +91,7 @@ class Hutchinson(Divergence):
 
     def __init__(self, probes: int, distribution: str) -> None:
         """Take the number of probes K and their distribution: rademacher or gaussian."""
-        self.probes = integer("probes", probes, minimum=1, maximum=10_000)
+        self.probes = integer("probes", probes, minimum=1, maximum=1 << 20)
         self.distribution = choice("distribution", distribution, ("rademacher", "gaussian"))
 
     @property

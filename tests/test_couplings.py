@@ -158,7 +158,7 @@ def test_sinkhorn_draws_from_the_column():
 def test_unsolvable_plans_are_an_error_of_the_job():
     x_0, x_1 = ends(32)
     with pytest.raises(JobError, match="regularization"):
-        pair(Unbalanced(32, 1e-7, 1.0), x_0, x_1)
+        pair(Unbalanced(32, 1e-6, 1.0), 10 * x_0, 10 * x_1)
 
 
 def test_unbalanced_is_sinkhorn_where_the_marginals_are_dear():

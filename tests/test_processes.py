@@ -20,13 +20,23 @@ TOLERANCE = 1e-5
 """Relative, of losses and figures in single precision: the order of a sum differs."""
 
 
+class Servers(dict[int, Forks]):
+    """A fork server for each process, started when it is first asked for."""
+
+    def __missing__(self, number: int) -> Forks:
+        self[number] = Forks()
+        return self[number]
+
+
 @pytest.fixture(scope="module")
-def forks() -> Iterator[tuple[Forks, ...]]:
-    with Forks() as first, Forks() as second, Forks() as third:
-        yield first, second, third
+def forks() -> Iterator[Servers]:
+    servers = Servers()
+    yield servers
+    for server in servers.values():
+        server.__exit__()
 
 
-def together(forks: tuple[Forks, ...], line: list[str], folder: Path, count: int = 2, **events: Any) -> Any:
+def together(forks: Servers, line: list[str], folder: Path, count: int = 2, **events: Any) -> Any:
     """Run a command line as torchrun would; events: of single processes, {"1": {...}}."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -57,7 +67,10 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("kind", ["plain", "ot", "adjoint", "nsf", "uneven"])
+MOST = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("ot", "nsf", "uneven")]
+
+
+@pytest.mark.parametrize("kind", ["plain", "adjoint", *MOST])
 def test_two_processes_draw_the_same_loss_curve_as_one(kind, forks, tmp_path):
     line = [*words("mle" if kind == "adjoint" else kind if kind in KINDS else "plain"), *MORE.get(kind, [])]
     for name in ("one", "two"):
@@ -74,7 +87,7 @@ def test_two_processes_draw_the_same_loss_curve_as_one(kind, forks, tmp_path):
     assert figures[1]["nll"] == pytest.approx(figures[0]["nll"], rel=1e-4)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_rows_are_those_of_one_process_in_order(count, forks, tmp_path):
     assert forks[0].run(words("plain"), tmp_path)["status"] == 0
     settings = ["batch_size=7", "solver=dopri5", "solver.rtol=1e-3", "solver.atol=1e-3"]
@@ -89,7 +102,7 @@ def test_rows_are_those_of_one_process_in_order(count, forks, tmp_path):
     assert [each["status"] for each in out] == [0, 0] and len((tmp_path / "x.csv").read_text().splitlines()) == 10
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_dies_ends_the_job_and_the_run_goes_on(killed, forks, tmp_path):
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()

@@ -5,6 +5,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +33,8 @@ SMALL = (
     "evaluation.pictures=false",
 )
 SPLITS = ("data.train=1000", "data.validation=100", "data.test=100")
-SLOW = ("hydra/launcher=joblib",)
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+SLOW = ("hydra/launcher=joblib", "torchrun ")
 
 
 class Block(NamedTuple):
@@ -75,6 +78,10 @@ def run(line: str) -> None:
     words = shlex.split(line)
     while "=" in words[0]:
         assert words.pop(0) == "PYTHONPATH=.", f"{line}: the test sets no other variable"
+    if words[0] == "torchrun":
+        at = words.index("train")
+        subprocess.run([*TORCHRUN, *words[1 : at + 1], *shortened(words[at + 1 :])], check=True)
+        return
     program, verb, *rest = words
     assert program == "flowcli", f"{line}: not a flowcli command"
     if verb == "train":
@@ -179,7 +186,8 @@ def test_every_system_of_the_notes_has_its_row() -> None:
 
 
 def test_the_tour_is_all_there() -> None:
-    assert {shlex.split(line.removeprefix("PYTHONPATH=. "))[1] for line in TOUR} == {
+    lines = [line for line in TOUR if not line.startswith("torchrun ")]
+    assert {shlex.split(line.removeprefix("PYTHONPATH=. "))[1] for line in lines} == {
         "train",
         "sample",
         "likelihood",
@@ -248,13 +256,16 @@ def test_run_folder(made: Path) -> None:
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_links(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", README, re.M)
-    }
     for target in [*re.findall(r"\]\(([^)]+)\)", text), *re.findall(r'<img src="([^"]+)"', text)]:
         file, _, anchor = target.partition("#")
         assert not file or (ROOT / file).is_file(), target
-        assert not anchor or anchor in headings, target
+        assert not anchor or anchor in headings(file or name), target
+
+
+def headings(name: str) -> set[str]:
+    """What a link may name in a file."""
+    titles = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_pictures_are_small() -> None:

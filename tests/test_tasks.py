@@ -145,7 +145,7 @@ def test_a_stopped_run_goes_on_to_the_very_same_end(trained, monkeypatch, capsys
     from flowcli.tasks import train as task
 
     with monkeypatch.context() as patch:
-        patch.setattr(task, "listening", lambda advice: stopping_after(asks))
+        patch.setattr(task, "listening", lambda advice, **options: stopping_after(asks))
         assert main(["train", *SHORT, *TOY, "hydra.run.dir=stopped"]) == 143
     assert f"stopped at step {asks}; go on with: flowcli train --resume" in capsys.readouterr().err
     assert not Path("stopped/metrics.json").exists()
@@ -178,7 +178,7 @@ def test_every_kind_of_training_goes_on_to_the_very_same_end(kind, monkeypatch, 
     settings = [*TOY, *GOES_ON[kind], "trainer.steps=12", "trainer.checkpoint_every=4", "trainer.validate_every=4"]
     whole = content(train("whole", *settings))
     with monkeypatch.context() as patch:
-        patch.setattr(task, "listening", lambda advice: stopping_after(7))
+        patch.setattr(task, "listening", lambda advice, **options: stopping_after(7))
         assert main(["train", *shortened(*settings), *settings, "hydra.run.dir=stopped"]) == 143
     assert main(["train", "--resume", "stopped"]) == 0
     found = content(Path("stopped"))
@@ -249,7 +249,7 @@ def test_reflow_learns_the_pairs_of_an_earlier_run(trained, monkeypatch, capsys)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["transport_cost"] < metrics["transport_cost_independent"]
     with monkeypatch.context() as patch:
-        patch.setattr(task, "listening", lambda advice: stopping_after(13))
+        patch.setattr(task, "listening", lambda advice, **options: stopping_after(13))
         assert main(["train", *SHORT, *settings, "hydra.run.dir=stopped"]) == 143
     assert main(["train", "--resume", "stopped"]) == 0
     name = "checkpoints/step-30/ema.safetensors"
