@@ -90,8 +90,10 @@ def device_of(name: object) -> torch.device:
     Raises:
         UserError: there is no such device.
     """
-    if name == "auto":  # one GPU a process, where torchrun started several
-        return torch.device("cuda", processes.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and processes.started():  # one GPU a process
+        name = f"cuda:{processes.local_rank()}"
     legal = f"device must be auto, cpu or cuda (or cuda:N) where there is one, got {name!r}"
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", str(name)):
         raise UserError(legal)

@@ -6,6 +6,7 @@ What is read here may come from a stranger (SECURITY.md). Importing this module 
 import math
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from flowcli.run import (
     RUN_FILE,
     WEIGHTS,
     pointed,
+    write_description,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ HOLLOW = 1 << 26
 """Bytes from which on a weights file must have half of its length on the disk: holes cost a stranger nothing."""
 _KEY = re.compile(r"[\w./@:+ -]+")
 """Of a config, dots between: tab completion offers keys to a shell, which obeys other signs."""
-_CHOICE = re.compile(r"[A-Za-z][\w/]*(@[\w.]+)?")
+_CHOICE = re.compile(r"[A-Za-z][\w/-]*(@[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def _wrong_in(description: Mapping[str, Any]) -> str | None:
     step, choices = description.get("step", 0), description.get("choices", {})
     if not _is_count(step):
         return "step must be a whole number"
-    if not isinstance(choices, dict) or not all(_is_choice(*pair) for pair in choices.items()):
+    if not isinstance(choices, dict) or not all(is_choice(*pair) for pair in choices.items()):
         return "choices must be options of config groups"
     shape, columns, widths = (description.get(key) for key in ("event_shape", "columns", "bin_width"))
     if shape is None:
@@ -266,7 +268,7 @@ def _are_names(columns: list[Any]) -> bool:
     return all(isinstance(name, str) and not foreign.has_control(name) for name in columns)
 
 
-def _is_choice(group: object, option: object) -> bool:
+def is_choice(group: object, option: object) -> bool:
     """A group's name (data, hydra/job_logging, data@base.data) and an option's name, or none."""
     names = isinstance(group, str) and (option is None or isinstance(option, str | int | float))
     return names and _CHOICE.fullmatch(str(group)) is not None and not foreign.has_control(str(option))
@@ -278,6 +280,22 @@ def _shape(node: Any) -> list[int] | None:
         return [] if isinstance(node, int | float) and not isinstance(node, bool) and 0 <= node < math.inf else None
     inner = [_shape(each) for each in node]
     return [len(node), *inner[0]] if inner and inner[0] is not None and inner.count(inner[0]) == len(inner) else None
+
+
+def require_readable(config: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Refuse to train what could not be opened again: the limits of `find_checkpoint` bind our own runs, too.
+
+    Raises:
+        UserError: naming the key.
+    """
+    with tempfile.TemporaryDirectory(prefix="flowcli-") as scratch:
+        folder = Path(scratch)
+        write_description(folder, config, {"step": 0, **description})
+        try:
+            _open_checkpoint(folder, folder, None)
+        except UserError as error:
+            told = str(error).replace(f"{folder}/", "").replace(f"--ckpt {folder}: ", "")
+            raise UserError(f"a run of this could not be opened again: {told}") from error
 
 
 def read_config(file: Path, inside: Path | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flowcli import __version__, launch
-from flowcli.explain import FLAGS_ONLY, did_you_mean, legible
+from flowcli.explain import FLAGS_ONLY, did_you_mean, explain, legible
 
 WIDTH = 80
 
@@ -357,6 +357,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return launch.hush()
+    except OSError as error:
+        launch.hush()
+        print(f"flowcli: error: {explain(error)}", file=sys.stderr)
+        return 2
 
 
 def entry() -> None:

@@ -4,6 +4,7 @@ Hydra, OmegaConf and yaml are imported inside functions: most errors need none o
 """
 
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -90,6 +91,8 @@ def _explain(error: BaseException) -> str:
             return _explain_key(cause)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {str(error.strerror).lower()}"
+    if isinstance(error, OSError) and error.errno is not None:  # files have names: these are the streams
+        return f"the output cannot be written: {os.strerror(error.errno).lower()}"
     known = isinstance(error, YAMLError) or type(error).__module__.startswith("hydra.")
     return _one_line(error) if known else f"{type(error).__name__}: {_one_line(error)}"
 

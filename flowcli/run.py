@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowcli.errors import JobError, UserError
 from flowcli.foreign import read_text
-from flowcli.storage import Lines, naming, sync_folder, write_bytes, write_json
+from flowcli.storage import LEFT_OVER, OURS, Lines, naming, sync_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +54,8 @@ class RunFolder:
         """Write what was asked, then mark the folder as a run of this verb."""
         folder = cls(path)
         (path / ".hydra").mkdir(parents=True, exist_ok=True)
+        for made in (path, path.parent, path.parent.parent):  # outputs/train/RUN may all be new
+            sync_folder(made)
         for name, content in ((RESOLVED_FILE, config), (CHOICES_FILE, choices)):
             _write_yaml(path / name, content)
         write_json(path / RUN_FILE, {"format": FORMAT, "verb": verb})
@@ -63,8 +65,10 @@ class RunFolder:
         """Forget an earlier ending, and what a killed process left, before the run goes on."""
         for name in ("metrics.json", "failure.json"):
             (self.path / name).unlink(missing_ok=True)
-        for rest in (*self.path.glob(".*.tmp*"), *self.checkpoints.glob(".*.tmp")):
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+        for folder in (self.path, self.path / ".hydra", self.checkpoints):
+            for rest in folder.iterdir() if folder.is_dir() else ():
+                if LEFT_OVER.fullmatch(rest.name):
+                    _remove(rest) if rest.is_dir() else rest.unlink()
 
     def lines(self, name: str, offset: int = 0) -> Lines:
         """Open a JSON-lines file at this offset; what stood behind it is cut off."""
@@ -90,19 +94,24 @@ class RunFolder:
             JobError: the run folder is gone.
             OSError: it cannot be written; the checkpoints that were there still are.
         """
-        folder, temporary = self.checkpoints / f"step-{step}", self.checkpoints / f".step-{step}.{os.getpid()}.tmp"
+        folder, temporary = self.checkpoints / f"step-{step}", self.checkpoints / f".step-{step}.{OURS}.tmp"
+        if pointed(self.checkpoints, "last") == folder.name:  # the same weights, validated since
+            write_json(folder / PROGRESS_FILE, progress)
+            self.settle(best)
+            return folder
         try:
             with naming(folder):
-                self.checkpoints.mkdir(exist_ok=True)
+                if not self.checkpoints.is_dir():
+                    self.checkpoints.mkdir()
+                    sync_folder(self.path)
                 temporary.mkdir()
                 for key, tensors in weights.items():
                     _write_tensors(temporary / WEIGHTS[key], tensors)
                 _write_tensors(temporary / OPTIMIZER_FILE, optimizer)
-                _write_yaml(temporary / CONFIG_FILE, config)
-                write_json(temporary / DESCRIPTION_FILE, {"format": FORMAT, "step": step, **description})
+                write_description(temporary, config, {"step": step, **description})
                 write_json(temporary / PROGRESS_FILE, progress)
-                if folder.exists():  # nothing points to it: left by a run that was killed before it could
-                    shutil.rmtree(folder)
+                if folder.exists():  # nothing points to it: left by a process that was killed before it could
+                    _remove(folder)
                 os.rename(temporary, folder)
             sync_folder(self.checkpoints)
             self.point("last", step)
@@ -123,10 +132,18 @@ class RunFolder:
         """Let `best` name what the last checkpoint says, and remove what nothing points to."""
         if pointed(self.checkpoints, "best") != f"step-{best}" and (self.checkpoints / f"step-{best}").is_dir():
             self.point("best", best)
-        kept = {name for name in (pointed(self.checkpoints, pointer) for pointer in POINTERS) if name}
+        kept = self._pointed()
         for folder in self.checkpoints.iterdir():
             if folder.is_dir() and folder.name not in kept:
-                shutil.rmtree(folder)
+                _remove(folder)
+
+    def _pointed(self) -> set[str]:
+        return {name for name in (pointed(self.checkpoints, pointer) for pointer in POINTERS) if name}
+
+    def rewrite_config(self, config: Mapping[str, Any]) -> None:
+        """Keep what a run that goes on was asked to do differently, in its last checkpoint or where there is none."""
+        last = pointed(self.checkpoints, "last")
+        _write_yaml(self.path / RESOLVED_FILE if last is None else self.checkpoints / last / CONFIG_FILE, config)
 
     def save_coupling(self, tensors: Mapping[str, "Tensor"]) -> None:
         """Keep what a coupling was fitted to, once for all checkpoints."""
@@ -140,6 +157,17 @@ class RunFolder:
     def fail(self, reason: str) -> None:
         """Leave the reason of a failure where `compare` finds it."""
         write_json(self.path / "failure.json", {"reason": reason})
+
+
+def write_description(folder: Path, config: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Write what a step folder says of itself besides its numbers."""
+    _write_yaml(folder / CONFIG_FILE, config)
+    write_json(folder / DESCRIPTION_FILE, {"format": FORMAT, **description})
+
+
+def _remove(folder: Path) -> None:
+    with naming(folder):
+        shutil.rmtree(folder)
 
 
 def pointed(checkpoints: Path, pointer: str) -> str | None:

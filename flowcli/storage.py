@@ -22,6 +22,11 @@ from flowcli.errors import UserError
 
 log = logging.getLogger(__name__)
 
+OURS = f"{os.getpid()}-{os.urandom(3).hex()}"
+"""In the names of this process's temporary files: containers on several machines share process numbers."""
+LEFT_OVER = re.compile(r"\.[\w-]+\.\d+-[0-9a-f]{6}\.tmp(\.\w+)?")
+"""A temporary name of a process that may be dead."""
+
 LOCK_FILE = ".lock"
 LOCK_TRIES, LOCK_PAUSE = 4, 0.05
 """Somebody who only asks who has a lock holds it himself for a moment."""
@@ -36,7 +41,7 @@ def replacing(file: Path) -> Iterator[Path]:
         OSError: with the file's name; the file is what it was.
     """
     file = Path(os.path.realpath(file))  # through a link, not over it
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp{file.suffix}")
+    temporary = file.with_name(f".{file.stem}.{OURS}.tmp{file.suffix}")
     try:
         with naming(file):
             yield temporary
@@ -131,7 +136,10 @@ class Lines:
             OSError: it cannot be opened.
         """
         self._file, self._end = file, offset
+        new = not file.exists()
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        if new:
+            sync_folder(file.parent)
         if os.fstat(self._descriptor).st_size < offset:
             self.close()
             raise UserError(f"{file}: shorter than its checkpoint says ({offset} bytes): somebody has changed it")

@@ -198,3 +198,14 @@ def test_completion_is_installed_by_typer(tmp_path: Path) -> None:
     assert done.returncode == 0 and "_FLOWCLI_COMPLETE=complete_bash" in done.stdout
     done = start("--install-completion", "bash", env={"HOME": str(tmp_path)})
     assert done.returncode == 0 and any(tmp_path.rglob("*flowcli*")), done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("words", [["--help"], ["train", "--cfg", "job"]], ids=" ".join)
+def test_output_that_cannot_be_written_is_said(words: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "flowcli", *words], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "the output cannot be written: no space left on device" in done.stderr

@@ -11,16 +11,18 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from forks import Forks
 
 from flowcli.checkpoints import find_checkpoint
 from flowcli.records import collect
-from flowcli.run import RUN_FILE
+from flowcli.run import RUN_FILE, RunFolder
 
 TINY = [
     *["data=moons", "data.train=128", "data.validation=32", "data.test=40", "network.width=8", "network.depth=1"],
@@ -35,6 +37,7 @@ KINDS = {
     "semidiscrete": ["coupling=semidiscrete", "coupling.iterations=5", "coupling.batch_size=32"],
     "mle": ["objective=mle", "objective.solver.steps=1", "network.width=8", "network.depth=1"],
     "nsf": ["model=nsf", "model.transforms=1", "model.width=8", "model.depth=1"],
+    "oracle": ["model=oracle", "data=8gaussians"],
     "adamw": ["trainer.optimizer=adamw", "trainer.weight_decay=0.1", "trainer.grad_clip=1", "seed=5"],
 }
 CLOCKS = ("train_seconds", "steps_per_second", "coupling_share", "coupling_fit_seconds")
@@ -43,6 +46,8 @@ CLOCKS = ("train_seconds", "steps_per_second", "coupling_share", "coupling_fit_s
 def words(kind: str) -> list[str]:
     known = KINDS[kind]
     tiny = [w for w in TINY if kind not in ("mle", "nsf") or w.split("=")[0].split(".")[0] not in ("network",)]
+    if kind == "oracle":
+        tiny = [w for w in tiny if not w.startswith(("network.", "trainer.", "data=", "evaluation.velocity"))]
     if kind == "nsf":
         tiny = [w for w in tiny if w.split("=")[0].split(".")[0] not in ("solver", "divergence")]
     return ["train", *known, *tiny, "hydra.run.dir=run"]
@@ -178,7 +183,7 @@ def failing(forks: Forks, undisturbed: Any, tmp_path: Path, event: str, first: i
             assert failed["status"] in (1, 2), failed
             lines = failed["err"].splitlines()
             assert len(lines) == 1 and lines[0].startswith("flowcli train: error: "), failed["err"]
-            assert os.strerror(code).lower() in lines[0].lower() and "run" in lines[0], failed["err"]
+            assert os.strerror(code).lower() in lines[0].lower() and "/" in lines[0], failed["err"]
         same(finish(forks, folder, "plain"), whole)
         shutil.rmtree(folder)
         tried += 1
@@ -339,3 +344,110 @@ def test_the_other_verbs_end_on_a_signal_with_its_status(verb, forks, undisturbe
     stopped = forks.run(line, tmp_path, hang=hang | {"seconds": 60.0}, signals=[[2.0, signal.SIGTERM]])
     assert (stopped["status"], stopped["err"]) == (143, f"flowcli {verb}: interrupted\n")
     assert stopped["seconds"] < 7
+
+
+# ---------------------------------------------------------------- what a second pair of eyes found
+def test_resuming_what_needs_no_training_never_removes_its_only_checkpoint(forks, undisturbed, tmp_path):
+    whole, _, _ = undisturbed("oracle")
+    assert forks.run(words("oracle"), tmp_path)["status"] == 0
+    changes = len(forks.run(["train", "--resume", "run"], tmp_path)["changes"].split())
+    for k in range(1, changes + 1, 5):
+        forks.run(["train", "--resume", "run"], tmp_path, kill_at=k)
+        assert find_checkpoint(tmp_path / "run", "best").tensors("ema")
+    same(finish(forks, tmp_path, "oracle"), whole)
+
+
+@pytest.mark.parametrize("target", ["flowcli.run:RunFolder.settle", "flowcli.run:RunFolder.point"])
+def test_a_signal_while_the_last_checkpoint_is_written_is_heard(target, forks, tmp_path):
+    line = [*words("plain"), "trainer.checkpoint_every=9", "trainer.validate_every=9"]
+    (tmp_path / "whole").mkdir()
+    seconds = forks.run(line, tmp_path / "whole")["seconds"]
+    hang = {"target": target, "seconds": 1.0}
+    stopped = forks.run(line, tmp_path, hang=hang, signals=[[seconds + 0.3, signal.SIGTERM]])
+    assert stopped["status"] == 143 and "flowcli train --resume run" in stopped["err"], stopped
+    assert forks.run(["train", "--resume", "run"], tmp_path)["status"] == 0
+    same(content(tmp_path / "run"), content(tmp_path / "whole" / "run"))
+
+
+def test_what_resume_changes_is_kept_before_the_next_checkpoint(forks, tmp_path):
+    assert forks.run(words("plain"), tmp_path)["status"] == 0
+    hang = {"target": "flowcli.engine:Trainer._average", "seconds": 60.0}
+    line = ["train", "--resume", "run", "trainer.steps=15"]
+    killed = forks.run(line, tmp_path, hang=hang, signals=[[3.0, signal.SIGKILL]])
+    assert killed["status"] == -signal.SIGKILL
+    assert forks.run(["train", "--resume", "run"], tmp_path)["status"] == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 15
+
+
+def test_two_jobs_never_share_a_run_folder(forks, tmp_path):
+    """A process that passed its preflight before another one trained there, and cells of a sweep with one name."""
+    late = {"target": "flowcli.launch.job:Job.__call__", "seconds": 4.0}
+    with Forks() as second, ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(second.run, [*words("plain"), "seed=1"], tmp_path, hang=late)
+        time.sleep(1.0)
+        assert forks.run(words("plain"), tmp_path)["status"] == 0
+        before = content(tmp_path / "run")
+        refused = slow.result()
+    assert refused["status"] == 2 and "holds a run already" in refused["err"], refused
+    same(content(tmp_path / "run"), before)
+    line = [*words("plain")[:-1], "-m", "seed=1,2", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${data.train}"]
+    assert forks.run(line, tmp_path)["status"] == 1
+    (record,) = collect([tmp_path / "sweep"])
+    assert record.status == "done" and record.config["seed"] == 1
+
+
+def test_every_new_name_is_synced_before_a_checkpoint_counts(tmp_path, monkeypatch):
+    """What a power cut leaves: a checkpoint that `last` names has all its files, and so have its logs."""
+    unsynced: set[str] = set()
+    created: dict[int, str] = {}
+    really = {name: getattr(os, name) for name in ("open", "fsync", "replace", "rename", "mkdir", "close")}
+
+    def opened(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        new = flags & os.O_CREAT and not os.path.exists(path)
+        descriptor = really["open"](path, flags, *args, **kwargs)
+        created[descriptor] = os.path.realpath(path)
+        if new:
+            unsynced.add(os.path.realpath(path))
+        return descriptor
+
+    def fsync(descriptor: int) -> None:
+        path = created[descriptor]
+        unsynced.discard(path)  # a folder: the names in it; a file: its bytes
+        for name in [name for name in unsynced if name.startswith("in ") and name == f"in {path}"]:
+            unsynced.discard(name)
+        really["fsync"](descriptor)
+
+    def moved(name: str) -> Any:
+        def move(source: Any, target: Any) -> None:
+            if os.path.basename(target) == "last":
+                left = {path for path in unsynced if not path.endswith(os.path.basename(source))}
+                assert not left, f"`last` would name a checkpoint while these are not on the disk: {left}"
+            really[name](source, target)
+            unsynced.discard(os.path.realpath(source))
+            unsynced.add(f"in {os.path.realpath(os.path.dirname(target))}")
+
+        return move
+
+    def made(path: Any, *args: Any, **kwargs: Any) -> None:
+        really["mkdir"](path, *args, **kwargs)
+        unsynced.add(f"in {os.path.realpath(os.path.dirname(path))}")
+
+    for name, function in (("open", opened), ("fsync", fsync), ("mkdir", made)):
+        monkeypatch.setattr(os, name, function)
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, moved(name))
+    folder = RunFolder.create(tmp_path / "outputs" / "run", "train", {"a": 1}, {})
+    lines = folder.lines("metrics.jsonl")
+    for step in (1, 2):
+        lines.append({"step": step})
+        offset = lines.sync()
+        folder.save_checkpoint(
+            step,
+            weights={"raw": {"w": torch.ones(2)}, "ema": {"w": torch.ones(2)}},
+            config={"a": 1},
+            description={},
+            progress={"training": {}, "offsets": {"metrics.jsonl": offset}, "coupling": {}},
+            optimizer={},
+            best=step,
+        )
+    lines.close()

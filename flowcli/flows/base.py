@@ -1,7 +1,7 @@
 """The one interface of every model: data units outside, standard normal latents inside."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowcli import processes
 from flowcli.bases import Base
-from flowcli.errors import UserError
+from flowcli.errors import JobError, UserError
 from flowcli.transforms import Affine
 
 
@@ -136,15 +136,30 @@ def in_chunks(
         return Result(torch.empty(0, *shape, dtype=torch.float64), 0, "done")
     size = max(1, n if batch_size is None else batch_size)
     firsts = range(0, n, size)
-    mine = [
-        chunk(first, min(first + size, n), None if condition is None else condition[first : first + size])
-        for first in firsts[processes.rank() :: processes.count()]
-    ]
-    parts = mine if processes.count() == 1 else _in_turn(processes.exchange([part.cpu() for part in mine]), len(firsts))
+
+    def computed(firsts: Sequence[int]) -> list[Result]:
+        return [
+            chunk(first, min(first + size, n), None if condition is None else condition[first : first + size])
+            for first in firsts
+        ]
+
+    parts = computed(firsts) if processes.count() == 1 else _together(computed, firsts)
     stderr = None if parts[0].stderr is None else torch.cat([part.stderr for part in parts if part.stderr is not None])
     return Result(torch.cat([part.value for part in parts]), max(part.nfe for part in parts), parts[0].status, stderr)
 
 
-def _in_turn(found: list[list[Result]], chunks: int) -> list[Result]:
-    """The processes' results in the order of the chunks."""
-    return [found[chunk % len(found)][chunk // len(found)] for chunk in range(chunks)]
+def _together(computed: Callable[[Sequence[int]], list[Result]], firsts: Sequence[int]) -> list[Result]:
+    """The chunks that begin at these rows, each computed by one process, in order, on the CPU of all.
+
+    Raises:
+        JobError: of whichever process, in all.
+    """
+    try:
+        mine = [result.cpu() for result in computed(firsts[processes.rank() :: processes.count()])]
+    except JobError as error:
+        mine = error
+    found = processes.exchange(mine)
+    for each in found:
+        if isinstance(each, JobError):
+            raise each
+    return [found[chunk % len(found)][chunk // len(found)] for chunk in range(len(firsts))]

@@ -127,9 +127,9 @@ def _together(request: Request, primary: str, words: list[str], debug: bool) -> 
             job = Job(request.verb, own=request.ckpt is None and request.resume is None, debug=debug)
             _hand_over(request, primary, words, job)
             return _ended(request.verb, job)
-        opened = processes.share(None)
-        if opened is not None:
-            with processes.watched("the first process says how to go on"):
+        with processes.watched("the first process says how to go on"):
+            opened = processes.share(None)
+            if opened is not None:
                 task(request.verb).run(*opened)
         return DONE
 
@@ -178,7 +178,8 @@ def _report_sweep(verb: str, sweep_dir: Path, jobs: int) -> int:
         return DONE
     lines = []
     for file in failed:
-        words = yaml.safe_load((file.parent / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")) or []
+        asked = file.parent / ".hydra" / "overrides.yaml"
+        words = yaml.safe_load(asked.read_text(encoding="utf-8")) or [] if asked.is_file() else []
         told = " ".join(word for word in words if word.partition("=")[0] not in FLAGS_ONLY)
         lines.append(f"  {shown(file.parent)} ({told}): {json.loads(file.read_text(encoding='utf-8'))['reason']}")
     return say(verb, "\n".join([f"{len(failed)} of {jobs} jobs failed:", *lines]), FAILED)

@@ -68,7 +68,8 @@ def reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
     except _FewerSteps:
         raise
     except UserError as error:
-        if not (resume / run.RUN_FILE).is_file() or (resume / "checkpoints" / "last").exists():
+        inner = resume / "checkpoints"
+        if not (resume / run.RUN_FILE).is_file() or ((inner / "last").exists() and any(inner.glob("step-*"))):
             raise UserError(str(error).replace("--ckpt", "--resume", 1)) from error
         # stopped before its first checkpoint: it starts over in place
         folder, config = resume, checkpoints.read_config(resume / run.RESOLVED_FILE)

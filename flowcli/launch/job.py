@@ -55,8 +55,10 @@ class Job:
             try:
                 if self.verb == "train":
                     locked.enter_context(storage.lock(folder))
-                ours = folder  # until then it is another's, who needs no reason of ours in it
                 config = plain(cfg, self.own)
+                if self.verb == "train" and not config.get("resume") and (folder / run.RUN_FILE).exists():
+                    raise UserError(f"{folder} holds a run already: another process, or another job, was there first")
+                ours = folder  # until then it is another's, who needs no reason of ours in it
                 self._open(folder, config, hydra.runtime.choices)
                 opened = config, folder
             except Exception as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowcli import storage, trust
+from flowcli.checkpoints import is_choice
 from flowcli.errors import UserError
 from flowcli.explain import did_you_mean
 from flowcli.launch.hydra_settings import check_settings, check_sweeper
@@ -44,6 +45,9 @@ def prepare(request: Request, primary: str, words: list[str]) -> _Plan:
         base = compose(primary, [*fixed, *extra], return_hydra_config=True)
         _refuse_new_keys(parsed, base)
         hydra = base.hydra
+        for group, option in hydra.runtime.choices.items():
+            if not str(group).startswith("hydra/") and not is_choice(group, option):
+                raise UserError(f"{group}={option}: want names of letters, digits, _ and - for groups and options")
         with open_dict(base):
             del base["hydra"]
         if not (request.multirun or (hydra.mode is not None and hydra.mode.name == "MULTIRUN")):
@@ -79,7 +83,7 @@ def prepare(request: Request, primary: str, words: list[str]) -> _Plan:
         check_settings(hydra, resumed=False, jobs=jobs)
         configs = [plain(compose(primary, [*job, *extra]), own) for job in _cells(values)]
         sweep_dir = Path(hydra.sweep.dir)
-        for cell in sweep_dir.glob("*/run.json"):
+        for cell in sweep_dir.rglob("run.json"):
             _refuse_to_overwrite(request, cell.parent, "give another hydra.sweep.dir")
         storage.require_writable(sweep_dir)
         return _Plan(configs, jobs, sweep_dir)

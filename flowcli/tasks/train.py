@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from flowcli import build, console, memory, pictures, processes
-from flowcli.checkpoints import find_checkpoint, read_config
+from flowcli.checkpoints import find_checkpoint, read_config, require_readable
 from flowcli.dataset import Dataset, TrainingData
 from flowcli.ends import Ends
 from flowcli.engine import Progress, Trainer
@@ -23,7 +23,7 @@ from flowcli.flows.base import Flow
 from flowcli.objectives import Objective
 from flowcli.parametrizations import Raw
 from flowcli.provenance import environment
-from flowcli.run import REFERENCE_FILE, RunFolder
+from flowcli.run import CHOICES_FILE, REFERENCE_FILE, RunFolder, pointed
 from flowcli.signals import Listener, listening
 from flowcli.storage import replacing, write_json
 from flowcli.tasks import coupling
@@ -41,7 +41,7 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
     """
     opened: dict[str, Dataset] = {}
     for config in configs:
-        if config.get("resume") and (Path(config["resume"]) / "checkpoints" / "last").exists():
+        if config.get("resume") and pointed(Path(config["resume"]) / "checkpoints", "last"):
             # nothing larger than its weights is built out of a run that may be a stranger's
             checkpoint = find_checkpoint(config["resume"], "last")
             build.restore(config, checkpoint, "raw", config.get("trust") or ())
@@ -54,6 +54,7 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
         job = _Job.of(config, dataset)
         evaluation.require(job.flow, dataset)
         _require_memory(job)
+        require_readable(_kept(config), _description(dataset, {}))
         if job.ends is not None:
             coupling.check(config, dataset, job.flow, job.ends)
         if job.objective is not None:
@@ -132,9 +133,10 @@ def _train(
     folder: of the run, to read; own: what this process may write into.
     """
     flow, trainer = job.flow, job.trainer
-    description = _description(config, dataset, folder)
+    asked = folder / CHOICES_FILE
+    description = _description(dataset, read_config(asked) if asked.is_file() else {})
     if job.objective is None:
-        if processes.leads():
+        if processes.leads() and pointed(folder / "checkpoints", "last") is None:
             _save_untrained(RunFolder(folder), flow, config, description)
         return {"step": 0}
     _say_cuts(flow)
@@ -166,7 +168,8 @@ def _train(
                 average=state.average,
                 optimizer=state.optimizer,
             )
-    if ending == "stopped":
+    (signalled,) = processes.anywhere([bool(listener.received)])  # one may have come while the end was written
+    if ending == "stopped" or signalled:
         again = f"flowcli train --resume {console.shown(folder)}"
         raise Interrupted(listener.received or signal.SIGTERM, f"stopped at step {progress.step}; go on with: {again}")
     if ending == "max_time":
@@ -183,15 +186,14 @@ def _say_cuts(flow: Flow) -> None:
         console.console().print(f"model.prediction={parametrization.prediction} is 0/0 at an end: cut to {cut}")
 
 
-def _description(config: Mapping[str, Any], dataset: Dataset, folder: Path) -> dict[str, Any]:
+def _description(dataset: Dataset, choices: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of itself, so that it can be opened without its data."""
-    asked = folder / ".hydra" / "choices.yaml"
     return {
         "event_shape": list(dataset.event_shape),
         "columns": None if dataset.columns is None else list(dataset.columns),
         "discrete": dataset.discrete,
         "bin_width": None if dataset.bin_width is None else dataset.bin_width.tolist(),
-        "choices": read_config(asked) if asked.is_file() else {},
+        "choices": dict(choices),
     }
 
 
@@ -215,7 +217,9 @@ class _State:
     @classmethod
     def of(cls, config: Mapping[str, Any], flow: Flow, folder: Path) -> "_State":
         """Load the last checkpoint into the flow, if the run goes on and has one."""
-        if not config.get("resume") or not (folder / "checkpoints" / "last").is_file():
+        if config.get("resume") and processes.leads():
+            RunFolder(folder).rewrite_config(_kept(config))
+        if not config.get("resume") or pointed(folder / "checkpoints", "last") is None:
             return cls(Progress(), None, {}, {METRICS: 0, TIMINGS: 0}, None)
         checkpoint = find_checkpoint(folder, "last")
         average = copy.deepcopy(flow)
