@@ -6,7 +6,6 @@ What is read here may come from a stranger (SECURITY.md). Importing this module 
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,8 @@ from flowcli.run import (
     PROGRESS_FILE,
     RUN_FILE,
     WEIGHTS,
+    as_yaml,
     pointed,
-    write_description,
 )
 
 if TYPE_CHECKING:
@@ -288,14 +287,16 @@ def require_readable(config: Mapping[str, Any], description: Mapping[str, Any]) 
     Raises:
         UserError: naming the key.
     """
-    with tempfile.TemporaryDirectory(prefix="flowcli-") as scratch:
-        folder = Path(scratch)
-        write_description(folder, config, {"step": 0, **description})
-        try:
-            _open_checkpoint(folder, folder, None)
-        except UserError as error:
-            told = str(error).replace(f"{folder}/", "").replace(f"--ckpt {folder}: ", "")
-            raise UserError(f"a run of this could not be opened again: {told}") from error
+    try:
+        text = as_yaml(config)
+        if len(text.encode()) > foreign.LARGEST:
+            raise UserError(f"the config is longer than {foreign.LARGEST:,} bytes")
+        _require_plain(Path(CONFIG_FILE), foreign.parse_yaml(Path(CONFIG_FILE), text, MOST_SETTINGS))
+        wrong = _wrong_in(description)
+        if wrong is not None:
+            raise UserError(wrong)
+    except UserError as error:
+        raise UserError(f"a run of this could not be opened again: {error}") from error
 
 
 def read_config(file: Path, inside: Path | None = None) -> dict[str, Any]:
@@ -306,7 +307,11 @@ def read_config(file: Path, inside: Path | None = None) -> dict[str, Any]:
     Raises:
         UserError: unreadable, not a mapping, or it holds `${`, a control character or a key that is no name.
     """
-    config = foreign.read_yaml(file, inside or file.parent, most=MOST_SETTINGS)
+    return _require_plain(file, foreign.read_yaml(file, inside or file.parent, most=MOST_SETTINGS))
+
+
+def _require_plain(file: Path, config: Any) -> dict[str, Any]:
+    """Refuse what no resolved config of ours holds."""
     if not isinstance(config, dict):
         raise UserError(f"{file}: not a config (want a mapping, found {type(config).__name__})")
     for key, value in flatten(config):

@@ -131,10 +131,18 @@ def read_yaml(file: Path, inside: Path, limit: int = LARGEST, most: int = MOST_V
     Raises:
         UserError: as for `read_text`; it is no such YAML, nested too deep or too long.
     """
+    return parse_yaml(file, read_text(file, inside, limit), most)
+
+
+def parse_yaml(file: Path, text: str, most: int = MOST_VALUES) -> Any:
+    """The same of a file's text.
+
+    Raises:
+        UserError: as for `read_yaml`.
+    """
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # safe, only faster
-    text = read_text(file, inside, limit)
     try:
         _check_events(file, yaml.parse(text, Loader=loader), most)  # before anything is built out of them
         content = yaml.load(text, Loader=loader)

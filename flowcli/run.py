@@ -108,7 +108,8 @@ class RunFolder:
                 for key, tensors in weights.items():
                     _write_tensors(temporary / WEIGHTS[key], tensors)
                 _write_tensors(temporary / OPTIMIZER_FILE, optimizer)
-                write_description(temporary, config, {"step": step, **description})
+                _write_yaml(temporary / CONFIG_FILE, config)
+                write_json(temporary / DESCRIPTION_FILE, {"format": FORMAT, "step": step, **description})
                 write_json(temporary / PROGRESS_FILE, progress)
                 if folder.exists():  # nothing points to it: left by a process that was killed before it could
                     _remove(folder)
@@ -159,12 +160,6 @@ class RunFolder:
         write_json(self.path / "failure.json", {"reason": reason})
 
 
-def write_description(folder: Path, config: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-    """Write what a step folder says of itself besides its numbers."""
-    _write_yaml(folder / CONFIG_FILE, config)
-    write_json(folder / DESCRIPTION_FILE, {"format": FORMAT, **description})
-
-
 def _remove(folder: Path) -> None:
     with naming(folder):
         shutil.rmtree(folder)
@@ -187,11 +182,15 @@ def _write_tensors(file: Path, tensors: Mapping[str, "Tensor"]) -> None:
 
 
 def _write_yaml(file: Path, content: Mapping[str, Any]) -> None:
+    write_bytes(file, as_yaml(content).encode())
+
+
+def as_yaml(content: Mapping[str, Any]) -> str:
+    """A config as it stands in a run."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data: Any) -> bool:
             return True  # what is read back may have none
 
-    text = yaml.dump(dict(content), Dumper=Dumper, sort_keys=False, allow_unicode=True)
-    write_bytes(file, text.encode())
+    return yaml.dump(dict(content), Dumper=Dumper, sort_keys=False, allow_unicode=True)

@@ -287,6 +287,17 @@ def test_a_loss_that_explodes_is_a_failed_run(capsys):
     assert "smaller trainer.lr" in json.loads(Path("bad/failure.json").read_text())["reason"]
 
 
+@pytest.mark.parametrize("name", ["a\u200f", "\u202ab", "c\x07"])
+def test_what_could_not_be_opened_again_is_not_trained(name, capsys):
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    Path("odd.csv").write_text("\n".join([f"{name},y", *(f"{a},{b}" for a, b in rows)]), encoding="utf-8")
+    before = set(Path().iterdir())
+    assert main(["train", *SHORT, "data=table", "data.path=odd.csv", "hydra.run.dir=odd"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "could not be opened again" in error and "columns" in error
+    assert set(Path().iterdir()) == before
+
+
 # ---------------------------------------------------------------- from Python and from other folders
 def test_load_gives_the_flow_that_likelihood_scores(trained, capsys):
     assert main(["likelihood", "--ckpt", str(trained), "check_rows=20", "hydra.run.dir=l"]) == 0
