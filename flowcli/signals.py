@@ -31,7 +31,8 @@ class Listener:
             return
         self.received = signum
         for each in STOPPING:
-            signal.signal(each, signal.SIG_IGN if self._patient else signal.SIG_DFL)
+            if signal.getsignal(each) is not signal.SIG_IGN:
+                signal.signal(each, signal.SIG_IGN if self._patient else signal.SIG_DFL)
         if not self._held:
             raise self.interrupted()
 
@@ -66,14 +67,15 @@ class Listener:
 
 @contextmanager
 def listening(advice: str, *, patient: bool = False) -> Iterator[Listener]:
-    """Hear both signals in the main thread, the only one that Python tells."""
+    """Hear both signals in the main thread, the only one that Python tells; one that is ignored (nohup) stays so."""
     listener = Listener(advice, patient=patient)
     if threading.current_thread() is not threading.main_thread():
         yield listener
         return
-    earlier = {signum: signal.signal(signum, listener) for signum in STOPPING}
+    heard = [signum for signum in STOPPING if signal.getsignal(signum) is not signal.SIG_IGN]
+    earlier = {signum: signal.signal(signum, listener) for signum in heard}
     try:
         yield listener
     finally:
         for signum, handler in earlier.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)

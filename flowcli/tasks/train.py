@@ -30,6 +30,7 @@ from flowcli.tasks import coupling
 
 REFERENCE_ROWS = 5000
 """Rows of the test split that stay in the run folder, for pictures beside later samples."""
+EVALUATING = "stopped in the evaluation, all training is kept; finish with: {}"
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 
 
@@ -107,8 +108,7 @@ def run(config: Mapping[str, Any], folder: Path) -> float | None:
         JobError: the training failed.
         Interrupted: a signal stopped it, after a checkpoint was written.
     """
-    again = f"flowcli train --resume {console.shown(folder)}"
-    advice = f"stopped before the first step; start it again with: {again}"
+    advice = f"stopped before the first step; start it again with: {_again(folder)}"
     with listening(advice, patient=processes.count() > 1) as listener, processes.writing(folder) as own:
         dataset = build.source(config).load()
         job = _Job.of(config, dataset)
@@ -116,12 +116,16 @@ def run(config: Mapping[str, Any], folder: Path) -> float | None:
         write_json(own / "data.json", dataset.source)
         write_json(own / "environment.json", environment(flow.device))
         metrics = _train(config, dataset, job, folder, own, listener)
-        listener.advice = f"stopped in the evaluation, all training is kept; finish with: {again}"
+        listener.advice = EVALUATING.format(_again(folder))
         processes.wait()  # for the last checkpoint
         best = find_checkpoint(folder, "best")
         flow.load_state_dict(best.tensors("ema"))  # what --ckpt will open: the figures are those of that flow
         metrics["best_step"] = best.description["step"]
         return _evaluate(config, dataset, flow, folder, own, metrics)
+
+
+def _again(folder: Path) -> str:
+    return f"flowcli train --resume {console.shown(folder)}"
 
 
 # ---------------------------------------------------------------- training
@@ -148,6 +152,7 @@ def _train(
         fitted = coupling.fit(
             config, dataset, flow, job.ends, data, kept, batch_size=trainer.batch_size, earlier=state.coupling
         )
+        listener.advice = EVALUATING.format(_again(folder))  # for one that comes right behind the training
         with (
             listener.held(),
             console.TrainingProgress(trainer.steps, progress.step) as shown,
@@ -170,8 +175,8 @@ def _train(
             )
     (signalled,) = processes.anywhere([bool(listener.received)])  # one may have come while the end was written
     if ending == "stopped" or signalled:
-        again = f"flowcli train --resume {console.shown(folder)}"
-        raise Interrupted(listener.received or signal.SIGTERM, f"stopped at step {progress.step}; go on with: {again}")
+        told = f"stopped at step {progress.step}; go on with: {_again(folder)}"
+        raise Interrupted(listener.received or signal.SIGTERM, told)
     if ending == "max_time":
         console.console().print(f"trainer.max_time: stopped at step {progress.step} of {trainer.steps}")
     seconds = max(progress.seconds, 1e-9)
