@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,11 +142,14 @@ def _show(request: Request, primary: str, words: list[str]) -> int:
     def never(cfg: Any) -> None:
         raise AssertionError("--cfg and --info run no job")
 
+    told = io.StringIO()
     try:
-        with redirect_stderr(io.StringIO()):  # Hydra's own words for a package that is not there
+        # Hydra has words of its own for a package that is not there, and shows half of a config that it cannot compose
+        with redirect_stderr(io.StringIO()), redirect_stdout(told):
             _hand_over(request, primary, words, never)
     except SystemExit as error:
         raise UserError(f"--package {request.package}: there is nothing under that key") from error
+    print(told.getvalue(), end="")
     return DONE
 
 

@@ -37,6 +37,10 @@ def freeze(request: Request, ckpt: Path, overrides: Sequence[Any]) -> None:
     register_frozen(checkpoint.config, checkpoint.choices)
 
 
+WRITTEN = (".json", ".jsonl", ".npy", ".png", ".safetensors")
+"""Endings of the files that a run has beside its folders."""
+
+
 class _FewerSteps(UserError):
     """--resume with a trainer.steps that lies behind the run."""
 
@@ -61,6 +65,9 @@ def reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
     resume = Path(str(request.resume))
     if resume.is_dir():
         foreign.refuse_links(resume)  # the lock, the logs and the arrays are written where a link leads
+        for inner in resume.iterdir():
+            if inner.is_dir() and inner.suffix in WRITTEN:
+                raise UserError(f"{inner} is a folder, and the run writes a file of that name")
     try:
         checkpoint = checkpoints.find_checkpoint(resume, which="last")
         folder, config, choices = checkpoint.run, checkpoint.config, checkpoint.choices
