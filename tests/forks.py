@@ -67,6 +67,7 @@ NEEDED = (
 
 
 def _serve() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     for module in NEEDED:
         importlib.import_module(module)
     outside = tempfile.mkdtemp()

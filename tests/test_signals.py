@@ -13,9 +13,12 @@ from flowcli.signals import STOPPING, listening
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     earlier = {signum: signal.getsignal(signum) for signum in STOPPING}
     yield
-    assert {signum: signal.getsignal(signum) for signum in STOPPING} == earlier, "the handlers are given back"
+    found = {signum: signal.getsignal(signum) for signum in STOPPING}
+    signal.signal(signal.SIGINT, before)
+    assert found == earlier, "the handlers are given back"
 
 
 @pytest.mark.parametrize("signum", STOPPING)
