@@ -346,6 +346,7 @@ def test_help_says_which_mode_reads_a_key():
             assert comment.startswith(f"{', '.join(readers)}: "), key
 
 
+@pytest.mark.slow
 def test_the_fields_of_a_run_with_an_sde_are_drawn_by_its_ode(runs, tmp_path):
     run = trained(
         runs / "sde",

@@ -90,7 +90,7 @@ def file(root: Path, folder: str) -> Callable[[tuple[str, bytes, list[str]]], st
 
 
 FORMS = [
-    pytest.param(0.02, True, id="short"),
+    pytest.param(0.015, True, id="short"),
     pytest.param(1.0, False, id="long", marks=pytest.mark.slow),
 ]
 
