@@ -18,6 +18,7 @@ from flowcli.run import (
     COUPLING_FILE,
     DESCRIPTION_FILE,
     FORMAT,
+    LONGEST_POINTER,
     OLDEST,
     OPTIMIZER_FILE,
     PROGRESS_FILE,
@@ -97,8 +98,8 @@ class Checkpoint:
         try:
             training, offsets = values["training"], values["offsets"]
             whole = isinstance(training, dict) and isinstance(offsets, dict) and "coupling" in values
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: missing or damaged ({foreign.short(error)})") from error
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{file}: not the progress of a training ({foreign.short(error)})") from error
         if not whole or not all(isinstance(offset, int) and offset >= 0 for offset in offsets.values()):
             raise UserError(f"{file}: not the progress of a training")
         return values, _tensors(self.folder / OPTIMIZER_FILE)
@@ -190,7 +191,7 @@ def _step_folder(path: Path, ckpt: str | Path, which: str) -> Path:
         raise UserError(f"--ckpt {ckpt}: holds no checkpoint (a run has a folder checkpoints/){hint}")
     foreign.refuse_links(path)
     if (folder / which).exists():
-        foreign.read_text(folder / which, path, limit=100)
+        foreign.read_text(folder / which, path, limit=LONGEST_POINTER)
     name = pointed(folder, which)
     if name is None:
         raise UserError(

@@ -149,7 +149,13 @@ _SHOWN = (
 )
 
 
-_PERFECT_IS_ZERO = (*("nll_gap", "velocity_error", "continuity_residual", "fokker_planck_residual", "coupling_error"),)
+_PERFECT_IS_ZERO = (
+    "nll_gap",
+    "velocity_error",
+    "continuity_residual",
+    "fokker_planck_residual",
+    "coupling_error",
+)
 
 
 def metric_rows(metrics: Mapping[str, Any]) -> list[Row]:

@@ -188,7 +188,7 @@ def lock(folder: Path) -> Iterator[None]:
                 os.ftruncate(descriptor, 0)
                 _write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {began}\n".encode())
         else:
-            raise UserError(f"{folder} is in use: {_holder(descriptor)} trains into it; wait for it, or stop it")
+            raise _in_use(folder, _holder(descriptor))
         yield
     finally:
         os.close(descriptor)
@@ -204,6 +204,21 @@ def in_use(folder: Path) -> str | None:
         return None if _locked(descriptor, fcntl.LOCK_SH) else _holder(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_free(folder: Path) -> None:
+    """Refuse a folder that another process writes into.
+
+    Raises:
+        UserError: it says who.
+    """
+    holder = in_use(folder)
+    if holder is not None:
+        raise _in_use(folder, holder)
+
+
+def _in_use(folder: Path, holder: str) -> UserError:
+    return UserError(f"{folder} is in use: {holder} trains into it; wait for it, or stop it")
 
 
 def _locked(descriptor: int, kind: int) -> bool:

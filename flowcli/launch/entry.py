@@ -108,7 +108,7 @@ def _launch(request: Request) -> int:
         task(request.verb).check(plan.configs)
         if processes.started():
             return _together(request, primary, words, debug)
-        job = Job(request.verb, own=request.ckpt is None and request.resume is None, debug=debug)
+        job = Job(request.verb, own=request.own, debug=debug)
         if plan.sweep_dir is not None:  # said once and for all: Hydra's clock has moved on, and failures are read there
             words = [*words, f"hydra.sweep.dir={quote(plan.sweep_dir)}"]
         _hand_over(request, primary, words, job)
@@ -124,7 +124,7 @@ def _together(request: Request, primary: str, words: list[str], debug: bool) -> 
     """One of the processes that torchrun started: the first goes through Hydra, the others do what its job does."""
     with processes.joined():
         if processes.leads():
-            job = Job(request.verb, own=request.ckpt is None and request.resume is None, debug=debug)
+            job = Job(request.verb, own=request.own, debug=debug)
             _hand_over(request, primary, words, job)
             return _ended(request.verb, job)
         with processes.watched("the first process says how to go on"):

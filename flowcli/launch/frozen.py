@@ -14,6 +14,9 @@ from flowcli.launch.request import ON_CHECKPOINT, ON_RESUME, Request, quote
 FROZEN = "_ckpt"
 """The option under which a checkpoint's own node stands in each config group."""
 
+WRITTEN = (".json", ".jsonl", ".npy", ".png", ".safetensors")
+"""Endings of the files that a run has beside its folders."""
+
 
 def freeze(request: Request, ckpt: Path, overrides: Sequence[Any]) -> None:
     """Offer a checkpoint's config to Hydra, and refuse to change what belongs to its training."""
@@ -35,10 +38,6 @@ def freeze(request: Request, ckpt: Path, overrides: Sequence[Any]) -> None:
             f" (may change: {', '.join(free)}){hint}"
         )
     register_frozen(checkpoint.config, checkpoint.choices)
-
-
-WRITTEN = (".json", ".jsonl", ".npy", ".png", ".safetensors")
-"""Endings of the files that a run has beside its folders."""
 
 
 class _FewerSteps(UserError):
@@ -81,11 +80,9 @@ def reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
         # stopped before its first checkpoint: it starts over in place
         folder, config = resume, checkpoints.read_config(resume / run.RESOLVED_FILE)
         choices = checkpoints.read_config(resume / run.CHOICES_FILE)
-    holder = storage.in_use(folder)
-    if holder is not None:
-        raise UserError(f"{folder} is in use: {holder} trains into it; wait for it, or stop it")
+    storage.require_free(folder)
     register_frozen(config, choices)
-    # output_subdir: .hydra/ keeps what was first asked; what changes now is in the checkpoints that follow
+    # output_subdir: .hydra/ keeps what was first asked; what changes now goes into the checkpoints
     folder = folder.resolve()
     return [f"hydra.run.dir={quote(folder)}", "hydra.output_subdir=null", f"resume={quote(folder)}"]
 

@@ -37,7 +37,6 @@ def prepare(request: Request, primary: str, words: list[str]) -> _Plan:
     from omegaconf import open_dict
 
     root, extra = search_path(request, primary)
-    own = request.ckpt is None and request.resume is None
     with initialize_config_dir(str(root), job_name=request.verb, version_base="1.3"):
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(words)
@@ -61,7 +60,7 @@ def prepare(request: Request, primary: str, words: list[str]) -> _Plan:
                 request, Path(hydra.run.dir), f"flowcli train --resume {hydra.run.dir} goes on with it"
             )
             storage.require_writable(Path(hydra.run.dir))
-            return _Plan([plain(base, own)], 1, None)
+            return _Plan([plain(base, request.own)], 1, None)
         check_sweeper(hydra)
         basic = str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
         for override in parsed if basic else ():
@@ -81,7 +80,7 @@ def prepare(request: Request, primary: str, words: list[str]) -> _Plan:
             swept = " ".join(str(override.input_line) for override in parsed if override.is_sweep_override())
             raise UserError(f"{swept}: {jobs:,} jobs in one sweep, at most {MAX_SWEEP:,} can be listed")
         check_settings(hydra, resumed=False, jobs=jobs)
-        configs = [plain(compose(primary, [*job, *extra]), own) for job in _cells(values)]
+        configs = [plain(compose(primary, [*job, *extra]), request.own) for job in _cells(values)]
         sweep_dir = Path(hydra.sweep.dir)
         for cell in sweep_dir.rglob("run.json"):
             _refuse_to_overwrite(request, cell.parent, "give another hydra.sweep.dir")

@@ -48,6 +48,11 @@ class Request:
     which: str | None = None
     out: Path | None = None
 
+    @property
+    def own(self) -> bool:
+        """Whether the config is the user's own, not a checkpoint's or a run's."""
+        return self.ckpt is None and self.resume is None
+
 
 def quote(value: str | Path) -> str:
     """A text as one Hydra override value, whatever characters it has.
