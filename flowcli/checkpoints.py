@@ -18,6 +18,7 @@ from flowcli.run import (
     COUPLING_FILE,
     DESCRIPTION_FILE,
     FORMAT,
+    LOGS,
     LONGEST_POINTER,
     OLDEST,
     OPTIMIZER_FILE,
@@ -100,7 +101,8 @@ class Checkpoint:
             whole = isinstance(training, dict) and isinstance(offsets, dict) and "coupling" in values
         except (KeyError, TypeError) as error:
             raise UserError(f"{file}: not the progress of a training ({foreign.short(error)})") from error
-        if not whole or not all(isinstance(offset, int) and offset >= 0 for offset in offsets.values()):
+        # a run that goes on cuts the files that are named here, so it may name its logs alone
+        if not whole or set(offsets) != set(LOGS) or not all(_is_count(offset) for offset in offsets.values()):
             raise UserError(f"{file}: not the progress of a training")
         return values, _tensors(self.folder / OPTIMIZER_FILE)
 

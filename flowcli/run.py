@@ -36,6 +36,7 @@ CONFIG_FILE, DESCRIPTION_FILE, PROGRESS_FILE = "config.yaml", "description.json"
 OPTIMIZER_FILE, COUPLING_FILE = "optimizer.safetensors", "coupling.safetensors"
 REFERENCE_FILE = "reference.npy"
 """Some true points that a training leaves in its run folder, for pictures beside later samples."""
+METRICS, TIMINGS = LOGS = ("metrics.jsonl", "timings.jsonl")
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 POINTERS = ("best", "last")
 LONGEST_POINTER = 100

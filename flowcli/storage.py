@@ -135,14 +135,12 @@ class Lines:
             UserError: it is shorter.
             OSError: it cannot be opened.
         """
+        require_length(file, offset)
         self._file, self._end = file, offset
         new = not file.exists()
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         if new:
             sync_folder(file.parent)
-        if os.fstat(self._descriptor).st_size < offset:
-            self.close()
-            raise UserError(f"{file}: shorter than its checkpoint says ({offset} bytes): somebody has changed it")
         with naming(file):
             os.ftruncate(self._descriptor, offset)
         os.lseek(self._descriptor, offset, os.SEEK_SET)
@@ -168,6 +166,16 @@ class Lines:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+
+def require_length(file: Path, offset: int) -> None:
+    """Refuse a log that has not the bytes that its checkpoint counts.
+
+    Raises:
+        UserError: as above.
+    """
+    if offset and (not file.is_file() or file.stat().st_size < offset):
+        raise UserError(f"{file}: shorter than its checkpoint says ({offset} bytes): somebody has changed it")
 
 
 # ---------------------------------------------------------------- one writer a folder

@@ -294,17 +294,20 @@ def test_a_second_process_is_told_who_has_the_folder(forks, tmp_path):
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(signum, status, forks, undisturbed, tmp_path):
     whole, seconds, _ = undisturbed("plain")
     draws, ended = random.Random(signum), []
-    for attempt in range(2):
+    for attempt in range(8):  # until one was in time, on whatever machine
         folder = tmp_path / str(attempt)
         folder.mkdir()
         stopped = forks.run(words("plain"), folder, signals=[[draws.uniform(0.3, 0.9) * seconds, signum]])
         ended.append(stopped["status"])
+        seconds = min(seconds, stopped["seconds"])
         if stopped["status"] != 0:
             assert stopped["status"] == status, stopped
             assert stopped["err"].count("\n") == 1 and "flowcli train: " in stopped["err"], stopped
             if (folder / "run" / RUN_FILE).exists():
                 assert "flowcli train --resume run" in stopped["err"], stopped
         same(finish(forks, folder, "plain"), whole)
+        if attempt and status in ended:
+            break
     assert status in ended
 
 

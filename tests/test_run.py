@@ -23,7 +23,11 @@ def save(folder: run.RunFolder, step: int, *, best: int, value: float = 1.0) -> 
         weights=weights,
         config=CONFIG,
         description=DESCRIPTION,
-        progress={"training": {"step": step, "loss_sum": 0.1}, "offsets": {"metrics.jsonl": 7}, "coupling": {}},
+        progress={
+            "training": {"step": step, "loss_sum": 0.1},
+            "offsets": {"metrics.jsonl": 7, "timings.jsonl": 9},
+            "coupling": {},
+        },
         optimizer={"0.exp_avg": torch.ones(3)},
         best=best,
     )
@@ -41,7 +45,10 @@ def test_a_checkpoint_comes_back_whole(folder):
     assert found.tensors("raw")["w"].tolist() == [3.0, 3.0]
     assert found.tensors("ema")["w"].tolist() == [1.5, 1.5]
     values, optimizer = found.state()
-    assert (values["training"], values["offsets"]) == ({"step": 10, "loss_sum": 0.1}, {"metrics.jsonl": 7})
+    assert (values["training"], values["offsets"]) == (
+        {"step": 10, "loss_sum": 0.1},
+        {"metrics.jsonl": 7, "timings.jsonl": 9},
+    )
     assert optimizer["0.exp_avg"].tolist() == [1.0, 1.0, 1.0]
     assert found.run == folder.path
 

@@ -298,6 +298,40 @@ def test_what_could_not_be_opened_again_is_not_trained(name, capsys):
     assert set(Path().iterdir()) == before
 
 
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:40])
+
+
+def _offsets(run: Path, **changes: int) -> None:
+    (file,) = run.glob("checkpoints/step-30/progress.json")
+    values = json.loads(file.read_text())
+    values["offsets"] = {name.replace("_", "."): offset for name, offset in changes.items()}
+    file.write_text(json.dumps(values))
+
+
+DAMAGED: dict[str, Any] = {
+    "ema": lambda run: _cut(run / "checkpoints/step-30/ema.safetensors"),
+    "optimizer": lambda run: _cut(run / "checkpoints/step-30/optimizer.safetensors"),
+    "progress": lambda run: _cut(run / "checkpoints/step-30/progress.json"),
+    "log": lambda run: _cut(run / "metrics.jsonl"),
+    "another file": lambda run: _offsets(run, metrics_jsonl=0, victim_txt=0),
+    "no log": lambda run: _offsets(run),
+    "older": lambda run: (run / "checkpoints/step-30/description.json").write_text(
+        (run / "checkpoints/step-30/description.json").read_text().replace('"format": 3', '"format": 2')
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_run_that_should_go_on_stays_as_it_lies_there(damage, trained, capsys):
+    (trained / "victim.txt").write_text("kept")
+    DAMAGED[damage](trained)
+    before = content(trained)
+    assert main(["train", "--resume", str(trained), "trainer.steps=40"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert content(trained) == before
+
+
 # ---------------------------------------------------------------- from Python and from other folders
 def test_load_gives_the_flow_that_likelihood_scores(trained, capsys):
     assert main(["likelihood", "--ckpt", str(trained), "check_rows=20", "hydra.run.dir=l"]) == 0

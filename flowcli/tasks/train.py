@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from flowcli import build, console, memory, pictures, processes
-from flowcli.checkpoints import find_checkpoint, read_config, require_readable
+from flowcli.checkpoints import find_checkpoint, fitted_coupling, read_config, require_readable
 from flowcli.dataset import Dataset, TrainingData
 from flowcli.ends import Ends
 from flowcli.engine import Progress, Trainer
@@ -23,15 +23,14 @@ from flowcli.flows.base import Flow
 from flowcli.objectives import Objective
 from flowcli.parametrizations import Raw
 from flowcli.provenance import environment
-from flowcli.run import CHOICES_FILE, REFERENCE_FILE, RunFolder, pointed
+from flowcli.run import CHOICES_FILE, METRICS, REFERENCE_FILE, TIMINGS, WEIGHTS, RunFolder, pointed
 from flowcli.signals import Listener, listening
-from flowcli.storage import replacing, write_json
+from flowcli.storage import replacing, require_length, write_json
 from flowcli.tasks import coupling
 
 REFERENCE_ROWS = 5000
 """Rows of the test split that stay in the run folder, for pictures beside later samples."""
 EVALUATING = "stopped in the evaluation, all training is kept; finish with: {}"
-METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 
 
 def check(configs: Sequence[Mapping[str, Any]]) -> None:
@@ -42,10 +41,8 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
     """
     opened: dict[str, Dataset] = {}
     for config in configs:
-        if config.get("resume") and pointed(Path(config["resume"]) / "checkpoints", "last"):
-            # nothing larger than its weights is built out of a run that may be a stranger's
-            checkpoint = find_checkpoint(config["resume"], "last")
-            build.restore(config, checkpoint, "raw", config.get("trust") or ())
+        if config.get("resume"):
+            _check_resumable(config, Path(config["resume"]))
         build.training(config, build.mathematics(config))
         evaluation = build.evaluation(config)
         node = json.dumps(config.get("data"), sort_keys=True, default=str)
@@ -60,6 +57,28 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
             coupling.check(config, dataset, job.flow, job.ends)
         if job.objective is not None:
             job.objective.prepare(job.flow, job.data(dataset), job.ends)
+
+
+def _check_resumable(config: Mapping[str, Any], run: Path) -> None:
+    """Read all that a run that goes on will read, so that a damaged one stays as it lies there.
+
+    Nothing larger than its weights is built out of it before: it may be a stranger's.
+    """
+    inner = run / "checkpoints"
+    if pointed(inner, "last") is None:
+        return
+    checkpoint = find_checkpoint(run, "last")
+    coupled = build.mathematics(config).coupling
+    if coupled is not None and not coupled.independent:
+        fitted_coupling(run)
+    for weights in WEIGHTS:
+        build.restore(config, checkpoint, weights, config.get("trust") or ())
+    values, _ = checkpoint.state()
+    Progress.restore(values["training"])
+    for name, offset in values["offsets"].items():
+        require_length(run / name, offset)
+    if pointed(inner, "best") is not None:
+        find_checkpoint(run, "best").tensors("ema")
 
 
 def _require_memory(job: "_Job") -> None:
