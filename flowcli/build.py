@@ -34,6 +34,7 @@ from flowcli.randomness import generator
 from flowcli.run import POINTERS, WEIGHTS
 from flowcli.sde import Stochastic
 from flowcli.solvers import Solver
+from flowcli.tracking import Tracker
 from flowcli.transforms import Affine
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -246,6 +247,20 @@ def seed(config: Mapping[str, Any]) -> int:
         UserError: it is no whole number >= 0.
     """
     return integer("seed", config.get("seed"), minimum=0)
+
+
+def tracker(config: Mapping[str, Any]) -> Tracker | None:
+    """Who is told of a training besides its run folder, nobody as a rule.
+
+    Raises:
+        UserError: as above; its package is not installed, or its place cannot be used.
+    """
+    if config.get("logger") is None:
+        return None
+    trust.refuse_untrusted(config["logger"], config.get("trust") or ())
+    made = _expect(Tracker, construct(config["logger"], "logger"), "logger")
+    made.require()
+    return made
 
 
 def source(config: Mapping[str, Any]) -> Source:

@@ -1,6 +1,7 @@
 """The command line. Only light imports: `flowcli --help` must answer at once."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ CHOICES = {
     "info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
     "weights": ("ema", "raw"),
     "which": ("best", "last"),
-    "format": ("text", "csv", "json"),
+    "format": ("text", "csv", "json", "markdown", "latex"),
 }
 
 
@@ -149,6 +150,9 @@ Resume = Annotated[
         help="Go on with a stopped run; trainer.steps, trainer.max_time and logger may change.",
     ),
 ]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="In a sweep that goes on, run the failed jobs again, too.")
+]
 Ckpt = Annotated[
     str, typer.Option("--ckpt", metavar="RUN", help="A run, a checkpoint folder, a weights file, or latest.")
 ]
@@ -170,7 +174,10 @@ Which = Annotated[
 Out = Annotated[
     str | None,
     typer.Option(
-        "--out", metavar="FILE", help="Write the samples (mode=encode: the latents) here, too: .npy, .csv or .parquet."
+        "--out",
+        metavar="FILE",
+        help="Write the samples, the latents (mode=encode) or the film (mode=animate) here, too: .npy, .csv, .parquet; "
+        ".gif, .mp4.",
     ),
 ]
 Cfg = Annotated[
@@ -248,6 +255,7 @@ def train(
     overrides: Overrides = None,
     multirun: Multirun = False,
     resume: Resume = None,
+    retry_failed: RetryFailed = False,
     trust: Trust = None,
     cfg: Cfg = None,
     resolve: Resolve = False,
@@ -288,7 +296,7 @@ def sample(
 
     flowcli sample --ckpt outputs/train/RUN n=1000 solver=euler solver.steps=50
 
-    flowcli sample --ckpt outputs/train/RUN mode=interpolate points=[3,17]
+    flowcli sample --ckpt outputs/train/RUN mode=animate --out film.gif
     """
     raise typer.Exit(launch.launch(_request(ctx)))
 
@@ -321,19 +329,78 @@ def likelihood(
 @app.command(cls=_Verb)
 def compare(
     ctx: typer.Context,
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, or sweep folders that hold runs.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Run folders, or sweep folders that hold runs; key=value changes how all are measured.",
+        ),
+    ],
+    by: Annotated[
+        str | None, typer.Option(metavar="KEY,...", help="Make one row of the runs that agree in these config keys.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="KEY=VALUE", help="Compare with this row instead of the lowest.")
+    ] = None,
     sort: Annotated[str | None, typer.Option(metavar="METRIC", help="Sort by this metric, lowest first.")] = None,
-    format: Annotated[str, typer.Option(metavar="|".join(CHOICES["format"]), help="How to print the table.")] = "text",
+    filter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only runs that have it (or one of value,value). Repeatable."),
+    ] = None,
     metrics: Annotated[str | None, typer.Option(metavar="NAME,...", help="Show these metrics only.")] = None,
+    nfe: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Measure samples at these numbers of evaluations, too.")
+    ] = None,
+    format: Annotated[
+        str, typer.Option(metavar="|".join(CHOICES["format"]), help="How to print the table; text writes a page, too.")
+    ] = "text",
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where the page goes.", show_default=False)] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Score again what was scored before.")] = False,
+    trust: Trust = None,
 ) -> None:
-    """Put runs and their metrics side by side.
+    """Say which run is better, by how much, and whether that is real.
 
-    flowcli compare outputs/sweeps/SWEEP --sort nll
+    Every run is measured on the same test points; runs that differ in their
+    seeds alone are one row.
+
+    flowcli compare outputs/sweeps/SWEEP
+
+    flowcli compare outputs/sweeps/SWEEP --by path --nfe 1,2,4,8,16
     """
     _options(ctx)
-    names = None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
-    folders = [Path(run) for run in runs]
-    raise typer.Exit(launch.perform("compare", runs=folders, sort=sort, format=format, metrics=names))
+    words = [word for word in runs if "=" in word and not os.path.exists(word)]
+    folders = [Path(word) for word in runs if word not in words]
+    if not folders:
+        raise typer.BadParameter("name at least one run folder", ctx=ctx)
+    raise typer.Exit(
+        launch.perform(
+            "compare",
+            runs=folders,
+            words=words,
+            by=_split(by),
+            baseline=baseline,
+            sort=sort,
+            filters=filter or (),
+            metrics=_split(metrics),
+            nfe=_numbers(nfe, ctx),
+            format=format,
+            out=None if out is None else Path(out),
+            fresh=fresh,
+            trust=trust or (),
+            command=shlex.join(["flowcli", *ctx.obj]),
+        )
+    )
+
+
+def _split(told: str | None) -> list[str] | None:
+    return None if told is None else [name.strip() for name in told.split(",") if name.strip()]
+
+
+def _numbers(told: str | None, ctx: typer.Context) -> list[int]:
+    try:
+        return [int(word) for word in _split(told) or ()]
+    except ValueError:
+        raise typer.BadParameter(f"--nfe {told}: want whole numbers, 1,2,4,8", ctx=ctx) from None
 
 
 # ---------------------------------------------------------------- entry
@@ -344,7 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = app(words or ["--help"], prog_name="flowcli", standalone_mode=False)
+        status = app(words or ["--help"], prog_name="flowcli", standalone_mode=False, obj=words)
         sys.stdout.flush()
         return int(status or 0)
     except _USAGE_ERROR as error:

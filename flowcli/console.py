@@ -17,6 +17,7 @@ from rich.text import Text
 from flowcli import processes
 from flowcli.evaluate import SelfCheck
 from flowcli.foreign import printable
+from flowcli.numbers import with_error
 
 LINE_EVERY = 10.0
 """Seconds between two plain lines."""
@@ -105,19 +106,6 @@ def closing_table(rows: Sequence[Row], title: str) -> None:
     out.print(table)
 
 
-def with_error(value: float, stderr: float | None = None) -> str:
-    """A value with the digits that its error leaves, e.g. 2.632 ± 0.004 or (1.3 ± 0.8)e-5."""
-    if stderr is None or not math.isfinite(stderr) or stderr <= 0:
-        return f"{value:.4g}"
-    largest = max(abs(value), stderr)
-    if largest < 1e-3:
-        exponent = math.floor(math.log10(largest))
-        scale = 10.0**exponent
-        return f"({with_error(value / scale, stderr / scale)})e{exponent}"
-    digits = max(0, min(12, 1 - math.floor(math.log10(stderr))))
-    return f"{value:.{digits}f} ± {stderr:.{digits}f}"
-
-
 _SHOWN = (
     ("nll", "NLL, nats"),
     ("outside", "test points outside the base's reach"),
@@ -125,11 +113,13 @@ _SHOWN = (
     ("augment_draws", "draws behind the likelihood's bound"),
     ("nll_gaussian", "NLL of a fitted Gaussian, nats"),
     ("nll_gap", "gap to the true density, nats"),
+    ("nll_solver_error", "the solver's error in the NLL, nats"),
     ("nll_standardised", "NLL, standardised units"),
     ("bits_per_dim", "bits/dim"),
     ("w2", "2-Wasserstein distance"),
     ("mmd", "MMD² (unbiased)"),
     ("energy_distance", "energy distance (unbiased)"),
+    ("c2st", "C2ST, accuracy of nearest neighbours"),
     ("velocity_error", "velocity error against the oracle, relative"),
     ("velocity_error_train", "the same, against that of the training points"),
     ("continuity_residual", "residual of the continuity equation, nats/time"),

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,27 @@ ORACLE_ROWS, RESIDUAL_ROWS = 4096, 1024
 RESIDUAL_CUT = 0.02
 """The residual is taken for t in [0.02, 0.98]: nearer to the data its terms grow like 1/sigma^2 and hide all others."""
 
+CHECK_ROWS = 200
+"""Test points that an evaluation solves again, more tightly, to see by how much its NLL is off."""
+FLOOR = "_floor"
+
 Metrics = dict[str, float | int | str | bool]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: flat names and values.
+        units: what lies behind the means, float64: `log_prob`, `true_log_prob` and `bits_per_dim` (N,), one number a
+            test point; the two-sample metrics and their floors (K,), one number a draw.
+        samples: (draws * points, ...), data units.
+    """
+
+    metrics: Metrics
+    units: dict[str, Tensor]
+    samples: Tensor
 
 
 class Evaluation:
@@ -78,64 +99,80 @@ class Evaluation:
             raise UserError(f"evaluation.velocity_error=true: there is no closed form of this field: {reason}")
 
     @torch.no_grad()
-    def __call__(self, flow: Flow, dataset: Dataset, *, seed: int) -> tuple[Metrics, Tensor]:
-        """All metrics of a flow on the test split, and the samples (n, ...) that they were taken from.
+    def __call__(self, flow: Flow, dataset: Dataset) -> Evaluated:
+        """All metrics of a flow on the test split.
 
-        `nll` is in nats an event, in data units; `*_floor` is the same metric between two sets of true samples.
+        `nll` is in nats an event, in data units; `*_floor` is the same metric between two sets of true samples. The
+        noise belongs to the data's seed, as the test points do: flows of one data set meet the same of both.
         """
-        found: Metrics = {"parameters": flow.trainable_parameters()}
-        found |= self.likelihood(flow, dataset)
+        metrics: Metrics = {"parameters": flow.trainable_parameters()}
+        found, units = self.likelihood(flow, dataset)
+        metrics |= found
         points = min(self.draw_points, len(dataset.test))
-        result = flow.sample(self.draws * points, seed=seed, batch_size=self.batch_size)
+        began = time.perf_counter()
+        result = flow.sample(self.draws * points, seed=dataset.seed, batch_size=self.batch_size)
+        metrics["sample_seconds_per_1000"] = _per_1000(began, self.draws * points)
         samples = result.value.cpu()
-        found |= {"nfe_sample": result.nfe} | self.two_sample(samples, dataset, points)
+        found, distances = self.two_sample(samples, dataset, points)
+        metrics |= {"nfe_sample": result.nfe} | found
         if isinstance(flow, ContinuousFlow):
-            found |= self.path(flow, seed=seed) | base_divergence(flow, dataset) | self.against_oracle(flow, dataset)
-        return found, samples
+            metrics |= self.path(flow, seed=dataset.seed)
+            metrics |= base_divergence(flow, dataset) | self.against_oracle(flow, dataset)
+        return Evaluated(metrics, units | distances, samples)
 
-    def likelihood(self, flow: Flow, dataset: Dataset) -> Metrics:
-        """NLL of the test split with its error, beside the true density's on the same points where that is known."""
+    def likelihood(self, flow: Flow, dataset: Dataset) -> tuple[Metrics, dict[str, Tensor]]:
+        """NLL of the test split with its error, beside the true density's on the same points where that is known.
+
+        Also the logarithms (N,) behind it.
+        """
         x = dataset.points("test")
+        began = time.perf_counter()
         try:
             result = flow.log_prob(x, batch_size=self.batch_size)
         except UserError as error:  # a flow that has no density says why; its samples are measured all the same
-            return {"nll_missing": str(error)}
-        log_prob = result.value.cpu()
-        found = scores(flow, result)
+            return {"nll_missing": str(error)}, {}
+        log_prob, truth = result.value.cpu(), true_log_prob(x, dataset)
+        found = scores(flow, result) | {"log_prob_seconds_per_1000": _per_1000(began, len(x))}
         found["nll_standardised"] = float(found["nll"]) + float(dataset.transform.log_det)
+        change = rescored(flow, _spread_out(x, CHECK_ROWS), seed=0, batch_size=self.batch_size).change
+        found |= {"nll_solver_error": change.mean, "nll_solver_error_stderr": change.stderr}
         baseline = gaussian_nll(dataset.points("train"), x)
         found |= {} if baseline is None else {"nll_gaussian": baseline}
-        found |= against_truth(log_prob, true_log_prob(x, dataset), dataset)
+        found |= against_truth(log_prob, truth, dataset)
+        units = {"log_prob": log_prob} | ({} if truth is None else {"true_log_prob": truth})
         if dataset.discrete:
             draws = [log_prob]
             for draw in range(1, self.dequantization_draws):
                 draws.append(flow.log_prob(dataset.points("test", draw), batch_size=self.batch_size).value.cpu())
-            found |= discrete_likelihood(torch.stack(draws), math.prod(dataset.event_shape))
-        return found
+            bits = bits_per_dim(torch.stack(draws), math.prod(dataset.event_shape))
+            found |= discrete_likelihood(bits, len(draws))
+            units["bits_per_dim"] = bits
+        return found, {name: values.double() for name, values in units.items()}
 
-    def two_sample(self, samples: Tensor, dataset: Dataset, points: int) -> Metrics:
-        """w2, mmd and energy distance of samples (draws * points, ...) from the truth, with errors and floors."""
+    def two_sample(self, samples: Tensor, dataset: Dataset, points: int) -> tuple[Metrics, dict[str, Tensor]]:
+        """Distances of samples (draws * points, ...) from the truth, with errors and floors; also draw by draw."""
         truth = Truth(dataset, points)
         bandwidth = metrics.median_bandwidth(truth(0, "bandwidth"))
         measures: dict[str, Callable[[Tensor, Tensor], float]] = {
             "w2": lambda x, y: metrics.wasserstein_2(x, y, generator=generator(dataset.seed, "slices")),
             "mmd": lambda x, y: metrics.mmd(x, y, bandwidth=bandwidth),
             "energy_distance": metrics.energy_distance,
+            "c2st": metrics.classifier_accuracy,
         }
-
-        def model_pair(draw: int) -> tuple[Tensor, Tensor]:
-            return samples[draw * points : (draw + 1) * points], truth(draw, "truth")
-
-        def true_pair(draw: int) -> tuple[Tensor, Tensor]:
-            return truth(draw, "second truth"), truth(draw, "truth")
-
+        parts = samples.split(points)
         found: Metrics = {}
+        draws: dict[str, Tensor] = {}
         for name, measure in measures.items():
-            value = metrics.repeated(measure, model_pair, self.draws)
-            floor = metrics.repeated(measure, true_pair, self.draws)
-            found |= {name: value.mean, f"{name}_stderr": value.stderr}
-            found |= {f"{name}_floor": floor.mean, f"{name}_floor_stderr": floor.stderr}
-        return found
+            values, floors = [], []
+            for draw in range(self.draws):
+                true = truth(draw, "truth")
+                values.append(measure(parts[draw], true))
+                floors.append(measure(truth(draw, "second truth"), true))
+            for key, each in ((name, values), (name + FLOOR, floors)):
+                draws[key] = torch.tensor(each, dtype=torch.float64)
+                mean = metrics.mean_and_stderr(draws[key])
+                found |= {key: mean.mean, f"{key}_stderr": mean.stderr}
+        return found, draws
 
     def path(self, flow: ContinuousFlow, *, seed: int) -> Metrics:
         """Energy of the model's own trajectories in data units, how far it is from optimal transport's, and their bend.
@@ -260,11 +297,20 @@ def gaussian_nll(train: Tensor, x: Tensor) -> float | None:
     return float(-normal.log_prob((x - mean) / scale).mean() + scale.log().sum())
 
 
-def discrete_likelihood(log_prob: Tensor, dimensions: int) -> Metrics:
-    """Bits/dim of whole numbers from log-densities (K, N) under K draws of uniform dequantisation noise."""
-    bits = -metrics.log_mean_exp(log_prob, 0) / (dimensions * math.log(2))
+def bits_per_dim(log_prob: Tensor, dimensions: int) -> Tensor:
+    """Bits/dim (N,) of whole numbers from log-densities (K, N) under K draws of uniform dequantisation noise."""
+    return -metrics.log_mean_exp(log_prob, 0) / (dimensions * math.log(2))
+
+
+def discrete_likelihood(bits: Tensor, draws: int) -> Metrics:
+    """The mean of bits/dim (N,) that come from so many draws."""
     value = metrics.mean_and_stderr(bits)
-    return {"bits_per_dim": value.mean, "bits_per_dim_stderr": value.stderr, "dequantization_draws": len(log_prob)}
+    return {"bits_per_dim": value.mean, "bits_per_dim_stderr": value.stderr, "dequantization_draws": draws}
+
+
+def _per_1000(began: float, rows: int) -> float:
+    """Seconds since then for each thousand of these rows."""
+    return (time.perf_counter() - began) * 1000 / max(rows, 1)
 
 
 def base_divergence(flow: ContinuousFlow, dataset: Dataset) -> Metrics:
@@ -324,28 +370,55 @@ class SelfCheck:
         return {**flat, "resolved": resolved}
 
 
-@torch.no_grad()
-def self_check(flow: Flow, x: Tensor, nll_stderr: float, *, rows: int, batch_size: int, seed: int) -> SelfCheck:
-    """Check the log-densities of x (N, ...) on evenly spaced rows of them.
+@dataclass(frozen=True)
+class Rescored:
+    """Log-densities as they are reported, beside those of a better solve.
 
-    All of them are scored anew: the noise of a row (probes, extra coordinates) depends on its number in the call.
+    Attributes:
+        reported: as asked.
+        nfe_tight: evaluations of the better solve.
+        change: paired mean change of log_prob, nats, with its error.
     """
-    chosen = torch.linspace(0, len(x) - 1, min(rows, len(x))).round().long()
-    points = x[chosen]
+
+    reported: Result
+    nfe_tight: int
+    change: metrics.Estimate
+
+
+@torch.no_grad()
+def rescored(flow: Flow, x: Tensor, *, seed: int, batch_size: int) -> Rescored:
+    """Score x (N, ...) as asked, and in float64 with 10x tighter tolerances or twice the steps.
+
+    Both anew: the noise of a row (probes, extra coordinates) depends on its number in the call.
+    """
     # deepcopy, because casting moves a module's own numbers
     tight = copy.deepcopy(flow).cast(torch.float64, flow.device)
     if isinstance(tight, ContinuousFlow):
         assert isinstance(tight.solver, Solver)  # a stochastic one has no likelihood to check
         tight = tight.with_solver(tightened(tight.solver))
-    base = flow.log_prob(points, seed=seed, batch_size=batch_size)
-    reported = base.value.cpu()
-    better = tight.log_prob(points, seed=seed, batch_size=batch_size)
+    reported = flow.log_prob(x, seed=seed, batch_size=batch_size).cpu()
+    better = tight.log_prob(x, seed=seed, batch_size=batch_size).cpu()
+    change = (better.value - reported.value).double()
+    inside = torch.isfinite(change)  # outside of a base without tails both are infinite
+    return Rescored(reported, better.nfe, metrics.mean_and_stderr(change[inside]))
+
+
+def _spread_out(x: Tensor, rows: int) -> Tensor:
+    """At most so many rows of x (N, ...), evenly spaced."""
+    return x[torch.linspace(0, len(x) - 1, min(rows, len(x))).round().long()]
+
+
+@torch.no_grad()
+def self_check(flow: Flow, x: Tensor, nll_stderr: float, *, rows: int, batch_size: int, seed: int) -> SelfCheck:
+    """Check the log-densities of x (N, ...) on evenly spaced rows of them."""
+    points = _spread_out(x, rows)
+    twice = rescored(flow, points, seed=seed, batch_size=batch_size)
     there_and_back = flow.decode(flow.encode(points, batch_size=batch_size).value, batch_size=batch_size).value
     estimate = None
     if isinstance(flow, ContinuousFlow) and not isinstance(flow.divergence, Hutchinson):
         probing = flow.with_divergence(Hutchinson(probes=4, distribution="rademacher"))
         estimate = probing.log_prob(points, seed=seed, batch_size=batch_size).value.cpu()
-    change = metrics.mean_and_stderr(better.value.cpu() - reported)
+    reported, change = twice.reported.value, twice.change
     difference = metrics.mean_and_stderr(torch.full((2,), math.nan) if estimate is None else reported - estimate)
     error = (there_and_back.cpu() - points).abs().flatten(1).amax(1).double()
     quantiles = torch.quantile(error, torch.tensor([0.5, 0.95, 1.0], dtype=torch.float64))
@@ -356,8 +429,8 @@ def self_check(flow: Flow, x: Tensor, nll_stderr: float, *, rows: int, batch_siz
         hutchinson=difference.mean,
         hutchinson_stderr=difference.stderr,
         round_trip=(float(quantiles[0]), float(quantiles[1]), float(quantiles[2])),
-        nfe=base.nfe,
-        nfe_tight=better.nfe,
+        nfe=twice.reported.nfe,
+        nfe_tight=twice.nfe_tight,
         # the mean's own scatter counts too: five rows that happen to agree resolve nothing
         resolved=abs(change.mean) + (change.stderr if len(points) > 1 else 0.0) < nll_stderr / 10,
     )

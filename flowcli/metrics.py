@@ -81,6 +81,27 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return -_u_statistic(x, y, torch.sqrt, diagonal=0.0)
 
 
+def classifier_accuracy(x: Tensor, y: Tensor) -> float:
+    r"""Accuracy of a classifier that tells x from y on points it has not seen: the two-sample test C2ST.
+
+    $k$ nearest neighbours with $k = \lfloor\sqrt{n}\rfloor$ among the first halves, asked about the second ones; y's
+    standard deviations are the unit of every coordinate. Mean 1/2 for equal distributions, 1 where nothing overlaps
+    (Lopez-Paz and Oquab, arXiv 1610.06545).
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, y = _pair(x, y)
+    scale = y.std(0)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    size = min(len(x), len(y))
+    half = size // 2
+    points = [(part[:size] / scale).numpy() for part in (x, y)]
+    learnt, asked = (np.concatenate([part[rows] for part in points]) for rows in (slice(half), slice(half, size)))
+    labels, wanted = np.repeat([0, 1], half), np.repeat([0, 1], size - half)
+    neighbours = KNeighborsClassifier(n_neighbors=max(1, math.isqrt(2 * half))).fit(learnt, labels)
+    return float((neighbours.predict(asked) == wanted).mean())
+
+
 def path_energy(trajectory: Tensor, times: Tensor) -> float:
     r"""$E \int |v|^2 dt$ along trajectories (T, N, ...) at times (T,): $\sum |\Delta x|^2 / \Delta t$, mean over N.
 

@@ -66,14 +66,15 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 def write_json(file: Path, content: Any) -> None:
     """Write JSON whole; a figure that is not finite becomes null, which every reader takes."""
-    write_bytes(file, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(file, (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode())
 
 
-def _finite(node: Any) -> Any:
+def finite(node: Any) -> Any:
+    """The same with null for every number that JSON has not."""
     if isinstance(node, Mapping):
-        return {str(key): _finite(value) for key, value in node.items()}
+        return {str(key): finite(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [_finite(value) for value in node]
+        return [finite(value) for value in node]
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
@@ -147,7 +148,7 @@ class Lines:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line and hand it to the operating system."""
-        line = (json.dumps(_finite(record), allow_nan=False) + "\n").encode()
+        line = (json.dumps(finite(record), allow_nan=False) + "\n").encode()
         with naming(self._file):
             try:
                 _write(self._descriptor, line)

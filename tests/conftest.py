@@ -31,7 +31,7 @@ defaults:
   - _self_
   - experiment: null
   - override hydra/job_logging: file
-  - override hydra/hydra_logging: plain
+  - override hydra/hydra_logging: quiet
 seed: 0 # of everything
 crash: null
 trust: []
@@ -78,7 +78,7 @@ def write_conf(folder: Path) -> Path:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    for name in ("job_logging/file.yaml", "hydra_logging/plain.yaml"):
+    for name in ("job_logging/file.yaml", "hydra_logging/plain.yaml", "hydra_logging/quiet.yaml"):
         file = folder / "hydra" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text((REPOSITORY / "conf" / "hydra" / name).read_text())

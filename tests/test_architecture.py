@@ -16,17 +16,30 @@ FLOORS = {
     6: ["", "__main__"],  # the front doors: `import flowcli`, `python -m flowcli`
     5: ["tasks", "tasks.*"],
     4: ["engine", "build", "console"],
-    3: ["objectives", "evaluate", "diagnostics", "pictures", "pictures.*", "cli"],
+    3: ["objectives", "evaluate", "quality", "diagnostics", "pictures", "pictures.*", "cli"],
     2: [
         *["flows", "flows.base", "flows.parts", "flows.fields", "flows.clocks", "flows.continuous", "flows.augmented"],
         *["flows.cnf", "flows.oracle", "flows.discrete"],
-        *["launch", "launch.*", "checkpoints", "records", "report"],
+        *["launch", "launch.*", "checkpoints", "records", "scores"],
+        *["comparison", "comparison.*"],
     ],
     1: [
         *["paths", "parametrizations", "couplings", "bases", "ends", "solvers", "sde", "divergence", "transforms"],
         *["metrics", "latent", "expressions", "plots", "plots.*"],
         *["errors", "randomness", "dataset", "trust", "explain", "provenance"],
-        *["foreign", "allowance", "storage", "signals", "processes", "run", "memory", "configs"],
+        *[
+            "figures",
+            "foreign",
+            "allowance",
+            "storage",
+            "signals",
+            "processes",
+            "run",
+            "memory",
+            "configs",
+            "significance",
+        ],
+        *["tracking", "tracking.*"],
     ],
 }
 """A name that ends in .* stands for every module of a package."""

@@ -82,8 +82,8 @@ def test_no_part_at_all_is_refused_where_the_model_needs_it(group, option):
 
 def test_no_option_is_left_out_of_the_tests_above():
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
-    assert groups == {*GROUPS, "data", "experiment", "hydra"}
-    assert options("model") == ["cnf", "maf", "nice", "nsf", "oracle", "realnvp"]
+    assert groups == {*GROUPS, "data", "evaluation", "experiment", "hydra"}
+    assert options("model") == ["cnf", "ffjord", "maf", "nice", "nsf", "oracle", "realnvp"]
 
 
 @pytest.mark.parametrize("model", ["maf", "nice", "nsf", "realnvp"])

@@ -78,7 +78,7 @@ def test_version(capsys: Captured) -> None:
         (["train", "--cfg", "all,"], "--cfg must be one of job, hydra, all, got 'all,'"),
         (["train", "--config-dir", "nowhere"], "--config-dir nowhere: no such folder"),
         (["compare"], "flowcli compare: error: missing argument 'RUN'"),
-        (["compare", "x", "--format", "xml"], "--format must be one of text, csv, json, got 'xml'"),
+        (["compare", "x", "--format", "xml"], "--format must be one of text, csv, json, markdown, latex, got 'xml'"),
         (["--nope"], "flowcli: error: no such option: --nope"),
     ],
 )
@@ -97,12 +97,47 @@ def test_compare_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None
         run = staticmethod(lambda **options: calls.append(options))
 
     monkeypatch.setitem(sys.modules, "flowcli.tasks.compare", Task)
-    assert cli.main(["compare", "a", "b", "--sort", "nll", "--format", "csv", "--metrics", "nll, w2"]) == 0
-    assert cli.main(["compare", "a"]) == 0
-    assert calls == [
-        {"runs": [Path("a"), Path("b")], "sort": "nll", "format": "csv", "metrics": ["nll", "w2"]},
-        {"runs": [Path("a")], "sort": None, "format": "text", "metrics": None},
+    words = [
+        "compare",
+        "a",
+        "solver=euler",
+        "b",
+        "--sort",
+        "nll",
+        "--format",
+        "csv",
+        "--metrics",
+        "nll, w2",
+        "--nfe",
+        "1,2",
     ]
+    assert cli.main([*words, "--filter", "path=ot", "--filter", "seed=1", "--by", "path", "--out", "r", "--fresh"]) == 0
+    assert cli.main(["compare", "a"]) == 0
+    nothing = {"by": None, "baseline": None, "sort": None, "filters": (), "metrics": None, "nfe": [], "format": "text"}
+    nothing |= {
+        "words": [],
+        "out": None,
+        "fresh": False,
+        "trust": (),
+        "runs": [Path("a")],
+        "command": "flowcli compare a",
+    }
+    assert calls[1] == nothing
+    assert calls[0].pop("command").startswith("flowcli compare a solver=euler b --sort nll")
+    assert calls[0] == {
+        "runs": [Path("a"), Path("b")],
+        "words": ["solver=euler"],
+        "sort": "nll",
+        "format": "csv",
+        "by": ["path"],
+        "metrics": ["nll", "w2"],
+        "nfe": [1, 2],
+        "filters": ["path=ot", "seed=1"],
+        "baseline": None,
+        "out": Path("r"),
+        "fresh": True,
+        "trust": (),
+    }
 
 
 # ---------------------------------------------------------------- processes

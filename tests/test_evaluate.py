@@ -9,15 +9,19 @@ from torch import Tensor
 
 from flowcli import evaluate
 from flowcli.bases import StandardNormal
+from flowcli.data import toys
 from flowcli.data.toys import Gaussian as GaussianSource
 from flowcli.dataset import Dataset
 from flowcli.divergence import Exact
+from flowcli.flows.base import Flow, Result
 from flowcli.flows.continuous import ContinuousFlow, start_of
 from flowcli.flows.oracle import Oracle
 from flowcli.flows.parts import Parts
 from flowcli.paths import OT, VE, VP, Path
+from flowcli.randomness import generator
 from flowcli.solvers import Adaptive, FixedStep, Solver, tightened
 
+TWO_SAMPLE = ("w2", "mmd", "energy_distance", "c2st")
 MEAN, COVARIANCE = [1.0, -2.0], [[2.0, 0.6], [0.6, 0.5]]
 
 
@@ -59,21 +63,80 @@ SETTINGS = evaluate.Evaluation(
 )
 
 
-def test_a_perfect_model_is_within_two_errors_of_every_floor(dataset):
-    found, samples = SETTINGS(flow(dataset, OT(0.0), Adaptive("dopri5", 1e-6, 1e-6, "path", 5000)), dataset, seed=5)
-    assert samples.shape == (20 * 200, 2)
-    assert found["nll"] == pytest.approx(found["nll_floor"], abs=1e-4)
-    assert abs(found["nll_gap"]) < 1e-4
-    for name in ("w2", "mmd", "energy_distance"):
-        error = math.hypot(float(found[f"{name}_stderr"]), float(found[f"{name}_floor_stderr"]))
-        assert abs(float(found[name]) - float(found[f"{name}_floor"])) < 3 * error, name
+class TrueSampler(Flow):
+    """The target itself as a flow: what a perfect model is."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__()
+        self.target, self.event_shape = dataset.target, dataset.event_shape
+        self.start, self.transform = StandardNormal((2,)), dataset.transform
+
+    def cast(self, dtype, device):
+        return self
+
+    def sample(self, n, *, seed, start=0, batch_size=None, condition=None):
+        return Result(self.target.sample(n, generator(seed, "a perfect model")), 1, "done")
+
+    def log_prob(self, x, *, seed=0, batch_size=None, condition=None):
+        return Result(self.target.log_prob(x), 1, "done")
+
+    def encode(self, x, **_):
+        raise NotImplementedError
+
+    decode = trajectory = follow = encode
+
+
+PERFECT = {
+    name: toy(train=2000, validation=10, test=1000, seed=0, standardize=True, **options)
+    for name, toy, options in [
+        ("8gaussians", toys.GaussianRing, {"modes": 8, "radius": 5.0, "std": 0.316}),
+        ("checkerboard", toys.Checkerboard, {"half_width": 4.0, "squares": 4}),
+        ("gaussian", GaussianSource, {"mean": MEAN, "covariance": COVARIANCE}),
+    ]
+}
+
+
+@pytest.mark.parametrize("name", PERFECT)
+def test_a_perfect_model_is_within_two_errors_of_every_floor(name):
+    opened = PERFECT[name].load()
+    found = SETTINGS(TrueSampler(opened), opened)
+    assert found.metrics["nll_gap"] == found.metrics["nll_gap_stderr"] == 0
+    assert found.metrics["nll"] == found.metrics["nll_floor"] and found.metrics["nll_solver_error"] == 0
+    for metric in TWO_SAMPLE:
+        values, floor = found.units[metric], found.units[f"{metric}_floor"]
+        assert found.metrics[metric] == pytest.approx(float(values.mean())) and len(values) == len(floor) == 20
+        error = math.hypot(float(found.metrics[f"{metric}_stderr"]), float(found.metrics[f"{metric}_floor_stderr"]))
+        assert abs(float((values - floor).mean())) < 2 * error, metric
+    for unbiased, perfect in (("mmd", 0.0), ("energy_distance", 0.0), ("c2st", 0.5)):
+        assert abs(float(found.metrics[f"{unbiased}_floor"]) - perfect) < 3 * found.metrics[f"{unbiased}_floor_stderr"]
+
+
+def test_the_exact_field_well_solved_is_one(dataset):
+    found = SETTINGS(flow(dataset, OT(0.0), Adaptive("dopri5", 1e-6, 1e-6, "path", 5000)), dataset)
+    assert found.samples.shape == (20 * 200, 2)
+    assert found.metrics["nll"] == pytest.approx(found.metrics["nll_floor"], abs=1e-4)
+    assert abs(found.metrics["nll_gap"]) < 1e-4 and abs(found.metrics["nll_solver_error"]) < 1e-5
+    for metric in TWO_SAMPLE:
+        error = math.hypot(float(found.metrics[f"{metric}_stderr"]), float(found.metrics[f"{metric}_floor_stderr"]))
+        assert abs(float(found.metrics[metric]) - float(found.metrics[f"{metric}_floor"])) < 3 * error, metric
+    coarse = SETTINGS(flow(dataset, OT(0.0), FixedStep("euler", 4, "path", 100)), dataset)
+    assert abs(coarse.metrics["nll_solver_error"]) > 0.01, "and one that is not well solved is seen to be that"
 
 
 def test_a_wrong_model_is_far_from_them(dataset):
-    found = SETTINGS.two_sample(torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)).double(), dataset, 200)
-    for name in ("w2", "mmd", "energy_distance"):
+    samples = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)).double()
+    found, _ = SETTINGS.two_sample(samples, dataset, 200)
+    for name in TWO_SAMPLE:
         error = math.hypot(float(found[f"{name}_stderr"]), float(found[f"{name}_floor_stderr"]))
         assert float(found[name]) - float(found[f"{name}_floor"]) > 10 * error, name
+
+
+def test_flows_of_one_data_set_meet_the_same_noise_and_points(dataset):
+    """So that their figures can be compared point by point, whatever the seeds of their trainings."""
+    made = flow(dataset, OT(0.0), FixedStep("euler", 4, "path", 100))
+    first, again = SETTINGS(made, dataset), SETTINGS(made, dataset)
+    assert torch.equal(first.samples, again.samples)
+    assert torch.equal(first.samples, made.sample(4000, seed=dataset.seed, batch_size=1000).value)
 
 
 def test_the_gaussian_baseline_is_the_closed_form():
@@ -103,7 +166,7 @@ def test_paths_that_start_at_the_base_have_no_such_kl(dataset):
 
 def test_bits_per_dim_averages_probabilities_over_draws():
     log_prob = torch.tensor([[math.log(0.5), math.log(0.1)], [math.log(0.25), math.log(0.3)]], dtype=torch.float64)
-    found = evaluate.discrete_likelihood(log_prob, 3)
+    found = evaluate.discrete_likelihood(evaluate.bits_per_dim(log_prob, 3), 2)
     bits = [-math.log2((0.5 + 0.25) / 2) / 3, -math.log2((0.1 + 0.3) / 2) / 3]
     assert found["bits_per_dim"] == pytest.approx(sum(bits) / 2)
     assert found["dequantization_draws"] == 2

@@ -34,7 +34,7 @@ SMALL = (
 )
 SPLITS = ("data.train=1000", "data.validation=100", "data.test=100")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-SLOW = ("hydra/launcher=joblib", "torchrun ")
+SLOW = ("hydra/launcher=joblib", "torchrun ", "experiment=paths")
 
 
 class Block(NamedTuple):
@@ -107,8 +107,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        for target in (RUN, f"{SWEEP}/0"):
-            run(f"flowcli train path=vp evaluation.pictures=true hydra.run.dir={target}")
+        for target, path in ((RUN, "vp"), (f"{SWEEP}/0", "vp"), (f"{SWEEP}/1", "ot")):
+            run(f"flowcli train path={path} evaluation.pictures=true hydra.run.dir={target}")
     finally:
         os.chdir(before)
     table(folder / "weather.csv")

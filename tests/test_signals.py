@@ -79,3 +79,16 @@ def test_other_threads_leave_the_handlers_alone():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_an_error_that_took_the_place_of_a_signal_is_none():
+    def stumble() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise UnboundLocalError
+
+    with pytest.raises(Interrupted, match="how to go on"), listening("how to go on"):
+        stumble()
+    with pytest.raises(UnboundLocalError), listening("") as listener, listener.held():
+        stumble()

@@ -588,14 +588,38 @@ def test_a_solver_that_fails_is_a_failed_job(trained, capsys):
 
 
 # ---------------------------------------------------------------- sweeps and compare
-def test_a_sweep_is_compared(capsys):
-    args = ["train", "-m", *SHORT, *TOY, "path=ot,vp", "seed=0,1", "hydra.sweep.dir=sweep"]
-    assert main(args) == 0
+def test_flows_of_every_kind_stand_in_one_table(capsys):
+    """What compare knows is the interface of all flows: solved, layered, exact, by an SDE without a likelihood."""
+    kinds = {
+        "matching": [],
+        "layers": ["model=realnvp"],
+        "likelihood": ["model=ffjord", "trainer.steps=3"],
+        "exact": ["model=oracle"],
+        "noisy": ["path=vp", "solver=euler_maruyama", "solver.steps=6", "solver.diffusion=sigma"],
+        "wider": ["model.augment_dim=1"],
+    }
+    for name, words in kinds.items():
+        assert main(["train", *shortened(*words), *TOY, *words, f"hydra.run.dir=runs/{name}"]) == 0
     capsys.readouterr()
-    assert main(["compare", "sweep", "--format", "csv"]) == 0
-    table = pl.read_csv(capsys.readouterr().out.encode())
-    assert len(table) == 4 and {"path", "seed", "nll"} <= set(table.columns)
-    assert main(["compare", "sweep"]) == 0
-    assert "nll" in capsys.readouterr().out
-    assert main(["compare", "sweep", "--format", "json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["runs"]) == 4
+    assert main(["compare", "runs", "--format", "csv", "evaluation.draws=2", "evaluation.draw_points=30"]) == 0
+    table = pl.read_csv(capsys.readouterr().out.encode(), infer_schema_length=None)
+    counts = dict(table.group_by("figure").len().iter_rows())
+    assert counts["w2"] == counts["c2st"] == counts["nfe_sample"] == 6 and table["row"].n_unique() == 6
+    nll = table.filter(pl.col("figure") == "nll")
+    assert nll["mean"].null_count() == 1 and sum(nll["verdict"] == "reference") == 1
+    assert (
+        main(["compare", "runs", "evaluation.draws=2", "evaluation.draw_points=30", "--nfe", "2", "nfe_draws=2"]) == 0
+    )
+    told = capsys.readouterr().out
+    assert "has no likelihood" in told and "models that solve nothing" in told
+
+
+def test_tables_are_compared_too(capsys):
+    rows = np.random.default_rng(0).normal(size=(300, 3)) @ [[1, 0.5, 0], [0, 1, 0], [0, 0, 3]]
+    pl.DataFrame(rows, schema=["a", "b", "c"]).write_csv("t.csv")
+    words = ["data=table", "data.path=t.csv", "model=realnvp", "seed=0,1"]
+    assert main(["train", "-m", *shortened("model=realnvp"), *words, "hydra.sweep.dir=sweep"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "sweep", "evaluation.draws=2", "evaluation.draw_points=30", "--out", "report"]) == 0
+    told = capsys.readouterr().out
+    assert "2 runs" in told and "NLL" in told and Path("report/samples-1.png").is_file()

@@ -137,6 +137,8 @@ FOUND: list[tuple[str, list[str]]] = [
     ("-m seed=range(1000) network.depth=range(1000)", ["1,000,000 jobs"]),
     ("-m seed=interval(0,1)", ["seed=interval(0,1)", "list the values"]),
     ("-m seed=1,2 hydra.sweep.subdir=x", ["hydra.sweep.subdir=x", "each of the 2 jobs"]),
+    ("-m seed=1,2 path=ot,vp hydra.sweep.subdir=${seed}", ["hydra.sweep.subdir=${seed}", "jobs 0 and 1"]),
+    ("--retry-failed", ["--retry-failed", "-m"]),
     ("-m hydra.launcher=null", ["hydra.launcher"]),
     ("-m hydra.launcher._target_=os.system", ["hydra.launcher", "os.system"]),
     ("-m hydra.sweeper=null", ["hydra.sweeper"]),

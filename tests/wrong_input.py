@@ -188,9 +188,6 @@ def places(verb: str) -> list[tuple[list[str], str]]:
             own += [(_base(group, option), key) for key in found]
         elif group in launch.ON_CHECKPOINT[verb]:
             own += [([f"{group}={option}"], key) for key in found]
-    if verb == "train":
-        default = yaml.safe_load((trust.conf_dir() / "train.yaml").read_text(encoding="utf-8"))
-        own += [(SHORT, key) for key in _flat({"evaluation": default["evaluation"]})]
     return own
 
 

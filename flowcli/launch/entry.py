@@ -19,7 +19,7 @@ from flowcli.launch.borrowed import borrowed_process
 from flowcli.launch.ending import DONE, FAILED, WRONG_INPUT, hush, say, shown
 from flowcli.launch.frozen import freeze, reopen
 from flowcli.launch.hydra_settings import refuse_unready
-from flowcli.launch.job import Job, task
+from flowcli.launch.job import CellJob, Job, task
 from flowcli.launch.preflight import prepare
 from flowcli.launch.request import (
     Request,
@@ -31,6 +31,7 @@ from flowcli.launch.request import (
     refuse_bare_words,
     refuse_no_option,
 )
+from flowcli.launch.sweep import sweep
 from flowcli.signals import listening
 
 
@@ -76,7 +77,7 @@ def _debug() -> bool:
 
 
 def _launch(request: Request) -> int:
-    debug = _debug()
+    debug, asked = _debug(), request
     request = replace(request, overrides=[nested_choice(word) for word in request.overrides])
     refuse_bare_words(request.overrides)
     with borrowed_process():
@@ -105,17 +106,22 @@ def _launch(request: Request) -> int:
         plan = prepare(request, primary, words)
         if processes.started() and plan.sweep_dir is not None:
             raise UserError("torchrun gives all its processes to one job; a sweep's jobs go to hydra/launcher=...")
-        task(request.verb).check(plan.configs)
+        if plan.configs:
+            task(request.verb).check(plan.configs)
         if processes.started():
             return _together(request, primary, words, debug)
+        if plan.sweep_dir is not None and request.verb == "train":
+
+            def hand_over(more: list[str], job: CellJob) -> None:
+                _hand_over(request, primary, [*words, *more], job)
+
+            return sweep(asked, plan, plan.sweep_dir, hand_over, debug=debug)
         job = Job(request.verb, own=request.own, debug=debug)
         if plan.sweep_dir is not None:  # said once and for all: Hydra's clock has moved on, and failures are read there
             words = [*words, f"hydra.sweep.dir={quote(plan.sweep_dir)}"]
         _hand_over(request, primary, words, job)
         if plan.sweep_dir is not None:
-            if request.verb == "train":
-                print(f"sweep  {shown(plan.sweep_dir)}  (side by side: flowcli compare {shown(plan.sweep_dir)})")
-            status = _report_sweep(request.verb, plan.sweep_dir, plan.jobs)
+            status = _report_sweep(request.verb, plan.sweep_dir, plan.jobs or 0)
             return FAILED if status == DONE and job.failure is not None else status
         return _ended(request.verb, job)
 

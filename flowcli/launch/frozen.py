@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowcli import foreign, run, storage
+from flowcli import foreign, run, storage, tracking
 from flowcli.errors import UserError
 from flowcli.explain import FLAGS_ONLY, did_you_mean, have
 from flowcli.launch.offers import groups, keys
@@ -80,6 +80,7 @@ def reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
         # stopped before its first checkpoint: it starts over in place
         folder, config = resume, checkpoints.read_config(resume / run.RESOLVED_FILE)
         choices = checkpoints.read_config(resume / run.CHOICES_FILE)
+    tracking.refuse_unsaid(config.get("logger"), {override.key_or_group for override in overrides})
     storage.require_free(folder)
     register_frozen(config, choices)
     # output_subdir: .hydra/ keeps what was first asked; what changes now goes into the checkpoints

@@ -3,19 +3,25 @@
 import importlib
 import importlib.util
 import logging
+import os
 import signal
+import socket
+import time
 import traceback
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowcli import processes, run, storage
+from flowcli import foreign, processes, run, storage
 from flowcli.errors import Interrupted, JobError, UserError
 from flowcli.explain import explain
+from flowcli.launch import cells
+from flowcli.launch.cells import Notes
 from flowcli.launch.ending import FAILED, WRONG_INPUT, say, shown
 from flowcli.launch.preflight import plain
+from flowcli.signals import listening
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +44,8 @@ class Job:
         """Take the verb, whether the user wrote the config, and whether tracebacks go to the terminal."""
         self.verb, self.own, self.debug = verb, own, debug
         self.failure: _Failure | None = None
+        self.announce = True
+        """Whether a sweep's failure is said at once."""
         self.__module__ = f"flowcli.tasks.{verb}"  # Hydra takes the job's name from it
 
     def __call__(self, cfg: Any) -> float | None:
@@ -93,10 +101,120 @@ class Job:
             file = folder / f"{hydra.job.name}.log"
             reason += f"; the traceback is in {shown(file)}" if file.is_file() else ""
         self.failure = _Failure(reason, WRONG_INPUT if isinstance(error, UserError) else FAILED)
-        if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
+        if self.announce and hydra.mode is not None and hydra.mode.name == "MULTIRUN":
             say(self.verb, f"job {hydra.job.num} failed: {reason}", FAILED)
         if folder is not None:
             _leave_reason(folder, reason)
+
+
+class CellJob(Job):
+    """A job of a training sweep: it goes on with what its folder holds, or leaves it as it is."""
+
+    def __init__(self, verb: str, *, own: bool, debug: bool, notes: Notes, retry_failed: bool) -> None:
+        """notes: where it tells what becomes of it."""
+        super().__init__(verb, own=own, debug=debug)
+        self.notes, self.retry_failed, self.announce = notes, retry_failed, False
+
+    def __call__(self, cfg: Any) -> float | None:
+        """Run one job, and write what it prints into its folder.
+
+        Raises:
+            Interrupted: a signal ended the job.
+        """
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
+        if self.notes.stopped():
+            return None
+        with ExitStack() as stack:
+            try:
+                with listening("stopped"):  # here and below: some launchers let their workers pass signals by
+                    config = self._enter(stack, cfg, folder)
+            except Exception as error:
+                if self.debug:
+                    traceback.print_exc()
+                self._tell(Notes.REFUSED, hydra, folder, reason=explain(error))  # in the folder lies another's
+                return None
+            if isinstance(config, _Elsewhere):
+                self._tell(Notes.LEFT, hydra, folder, reason=config.holder)
+                return None
+            if config is None:
+                self._tell(Notes.KEPT, hydra, folder)
+                return _nll(folder)
+            try:
+                with listening("stopped"):
+                    return self._train(config, cfg, folder)
+            except Exception as error:
+                self._failed(error, folder, hydra)
+                return None
+
+    def _train(self, config: dict[str, Any], cfg: Any, folder: Path) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        if not config.get("resume"):
+            _keep_words(folder, cfg, hydra)
+        self._open(folder, config, hydra.runtime.choices)
+        here = {"host": socket.gethostname(), "process": os.getpid(), "began": time.time()}
+        here["again"] = bool(config.get("resume"))
+        self._tell(Notes.TRAINS, hydra, folder, **here)
+        with open(folder / cells.OUTPUT_FILE, "a", encoding="utf-8", buffering=1) as told, redirect_stdout(told):
+            value = task(self.verb).run(config, folder)
+        with suppress(OSError):  # what counts is written
+            self._tell(Notes.ENDED, hydra, folder, **here)
+        return value
+
+    def _enter(self, stack: ExitStack, cfg: Any, folder: Path) -> "dict[str, Any] | _Elsewhere | None":
+        """Take the cell for this process. Its config, to be trained; None: it has ended; or who trains it.
+
+        Raises:
+            UserError: something else lies there.
+        """
+        foreign.refuse_links(folder)
+        try:
+            stack.enter_context(storage.lock(folder))
+        except UserError:
+            return _Elsewhere(storage.in_use(folder) or "another process")
+        config, standing = plain(cfg, self.own), cells.standing(folder)
+        started = (folder / run.RUN_FILE).exists()
+        if started:
+            cells.refuse_another(folder, config)
+        if standing == cells.DONE or (standing == cells.FAILED and not self.retry_failed):
+            return None
+        if started:
+            config["resume"] = str(folder)
+            task(self.verb).check([config])
+        return config
+
+    def _tell(self, what: str, hydra: Any, folder: Path, **more: Any) -> None:
+        self.notes.write(int(hydra.job.num), what, folder, hydra.overrides.task, **more)
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """Another process trains a cell."""
+
+    holder: str
+
+
+def _nll(folder: Path) -> float | None:
+    """What a cell that has ended tells the sweeper, which may optimise it."""
+    if cells.standing(folder) != cells.DONE:
+        return None
+    value = cells.ending(folder).get("nll")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _keep_words(folder: Path, cfg: Any, hydra: Any) -> None:
+    """What Hydra itself would leave in .hydra, but whole, and before the folder is a run."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    nodes = {"config": cfg, "hydra": HydraConfig.instance().cfg, "overrides": hydra.overrides.task}
+    for name, node in nodes.items():
+        storage.write_bytes(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(node).encode())
 
 
 def _leave_reason(folder: Path, reason: str) -> None:

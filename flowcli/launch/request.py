@@ -43,6 +43,7 @@ class Request:
     config_dir: Path | None = None
     trust: Sequence[str] = ()
     resume: Path | None = None
+    retry_failed: bool = False
     ckpt: Path | None = None
     weights: str | None = None
     which: str | None = None

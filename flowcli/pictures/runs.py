@@ -30,17 +30,21 @@ def samples(samples: Tensor, data: Tensor | None, columns: tuple[str, ...] | Non
     plots.samples(points, samples.numpy(), file, columns=columns, event_shape=tuple(samples.shape[1:]))
 
 
-@torch.no_grad()
-def density(flow: Flow, dataset: Dataset, file: Path, *, batch_size: int) -> None:
-    """Density heat map of a flow over two-dimensional data, beside the truth where that is known."""
+def density_grid(dataset: Dataset, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Axes (side,), (side,) and the points (side * side, 2) between them, around two-dimensional test data."""
     data = dataset.points("test")
     low, high = data.amin(0), data.amax(0)
     margin = 0.1 * (high - low)
     xs, ys = (
-        torch.linspace(float(low[i] - margin[i]), float(high[i] + margin[i]), DENSITY_SIDE, dtype=torch.float64)
-        for i in (0, 1)
+        torch.linspace(float(low[i] - margin[i]), float(high[i] + margin[i]), side, dtype=torch.float64) for i in (0, 1)
     )
-    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
+    return xs, ys, torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
+
+
+@torch.no_grad()
+def density(flow: Flow, dataset: Dataset, file: Path, *, batch_size: int) -> None:
+    """Density heat map of a flow over two-dimensional data, beside the truth where that is known."""
+    xs, ys, grid = density_grid(dataset, DENSITY_SIDE)
     model = coarse(flow).log_prob(grid, batch_size=batch_size).value.cpu()
     truth = None if dataset.target is None else dataset.target.log_prob(grid)
     shape = (DENSITY_SIDE, DENSITY_SIDE)

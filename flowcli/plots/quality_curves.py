@@ -40,7 +40,7 @@ def quality_figure(
     """One panel with all curves and the floor."""
     figure = Figure(figsize=(4.8, 3.4))
     axes = figure.add_subplot()
-    drawn = {title: _finite(*curve) for title, curve in curves.items()}
+    drawn = {title: finite_points(*curve) for title, curve in curves.items()}
     marks: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.5}
     for index, (nfe, value, error) in enumerate(drawn.values()):
         axes.errorbar(nfe, value, error, **series_style(index), **marks, linewidth=1.3, elinewidth=0.9, capsize=2.0)
@@ -55,15 +55,15 @@ def quality_figure(
     if len(values) == 0:
         axes.text(0.5, 0.6, "no finite value", transform=axes.transAxes, ha="center", color=QUIET_COLOUR)
     if len(levels) and levels.min() > 0:
-        _log_values(axes, levels)
-    _log_evaluations(axes)
+        log_values(axes, levels)
+    log_evaluations(axes)
     lost = sum(len(np.asarray(curve[0])) for curve in curves.values()) - len(values)
     remark(axes, "error bars: ± 1 standard error", f"{lost:,} not finite" if lost else "")
     axes.legend(handles=handles, loc="best", handlelength=2.8)
     return figure
 
 
-def _finite(nfe: Array, value: Array, error: Array) -> tuple[Array, Array, Array]:
+def finite_points(nfe: Array, value: Array, error: Array) -> tuple[Array, Array, Array]:
     """The points of a curve that can be drawn, by rising NFE; an unknown error is no bar."""
     rows = np.stack([np.asarray(part, dtype=float) for part in (nfe, value, error)])
     rows = rows[:, np.isfinite(rows[:2]).all(axis=0) & (rows[0] > 0)]
@@ -71,7 +71,7 @@ def _finite(nfe: Array, value: Array, error: Array) -> tuple[Array, Array, Array
     return rows[0], rows[1], np.where(np.isfinite(rows[2]), rows[2], 0.0)
 
 
-def _log_values(axes: Axes, levels: Array) -> None:
+def log_values(axes: Axes, levels: Array) -> None:
     """A logarithmic axis that all values fit, whatever their error bars do."""
     axes.set_yscale("log", nonpositive="clip")
     low, high = float(levels.min()), float(levels.max())
@@ -82,7 +82,7 @@ def _log_values(axes: Axes, levels: Array) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _log_evaluations(axes: Axes) -> None:
+def log_evaluations(axes: Axes) -> None:
     """A logarithmic axis in powers of two, as steps are usually doubled."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

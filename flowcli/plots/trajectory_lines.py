@@ -64,12 +64,12 @@ def paths_figure(
     """Paths (T, N, D) in the plane of the first two columns over the truth (M, D)."""
     columns = points.shape[2]
     points, truth = points[..., :2], truth[:, :2]
-    whole, near = _reach(points, truth)
+    whole, near = reach(points, truth)
     equal = equal and alike(near)
     if equal:
         whole, near = square(whole), square(near)
     zoom = len(truth) >= 10 and much_wider(whole, near)
-    paths, times = _thin_paths(points, times)
+    paths, times = thin_paths(points, times)
     figure = Figure(figsize=(6.8, 3.75) if zoom else (4.4, 4.75), layout="compressed")
     panels = figure.subplots(1, 2 if zoom else 1, squeeze=False)[0]
     views = [("Whole paths", whole), ("Near the data", near)] if zoom else [("Paths", whole)]
@@ -87,15 +87,15 @@ def paths_figure(
         (left, right), (bottom, top) = near
         frame = Rectangle((left, bottom), right - left, top - bottom, fill=False, linewidth=0.9, zorder=5)
         panels[0].add_patch(frame)
-    _path_legend(figure, times, with_data)
+    path_legend(figure, times, with_data)
     return figure
 
 
 def timeline_figure(points: Array, times: Array, truth: Array, with_data: bool, name: str) -> Figure:
     """Paths (T, N) against time, the histogram of the truth (M,) beside."""
-    whole, near = _reach(points[..., None], truth[:, None])
+    whole, near = reach(points[..., None], truth[:, None])
     zoom = len(truth) >= 10 and much_wider(whole, near)
-    paths, times = _thin_paths(points[..., None], times)
+    paths, times = thin_paths(points[..., None], times)
     outside = _starts_outside(paths[0], whole)
     paths = np.concatenate([np.broadcast_to(times[:, None, None], paths.shape), paths], axis=2)
     views = [("Whole paths", whole[0]), ("Near the data", near[0])] if zoom else [("Paths", whole[0])]
@@ -119,7 +119,7 @@ def timeline_figure(points: Array, times: Array, truth: Array, with_data: bool, 
         side.set(ylim=limits, xlim=(0, 1.05 * max(float(heights.max()), 1e-12)), title="Data")
         side.tick_params(left=False, labelleft=False, bottom=False, labelbottom=False)
         side.spines[:].set_visible(False)
-    _path_legend(figure, times, False)
+    path_legend(figure, times, False)
     return figure
 
 
@@ -141,7 +141,7 @@ def frames_figure(points: Array, times: Array, data: Array | None) -> Figure:
     return figure
 
 
-def _reach(points: Array, truth: Array) -> tuple[list[Limits], list[Limits]]:
+def reach(points: Array, truth: Array) -> tuple[list[Limits], list[Limits]]:
     """Limits of the whole paths of the 90 % nearest starts, and of the data alone; points (T, N, D)."""
     near = [limits_of(truth[:, column]) for column in range(points.shape[2])]
     centre = np.array([sum(pair) / 2 for pair in near])
@@ -172,7 +172,7 @@ def draw_paths(axes: Axes, paths: Array, times: Array) -> None:
     axes.scatter(*paths[-1].T, s=size * 0.8, color=MODEL_COLOUR, edgecolors="white", linewidths=0.3, zorder=4)
 
 
-def _path_legend(figure: Figure, times: Array, with_data: bool) -> None:
+def path_legend(figure: Figure, times: Array, with_data: bool) -> None:
     """One line above the panels that reads from noise to data."""
     open_mark: dict[str, Any] = {
         "marker": "o",
@@ -196,6 +196,6 @@ def _starts_outside(starts: Array, limits: Sequence[Limits]) -> str:
     return f"{counted(count, 'start')} outside" if count else ""
 
 
-def _thin_paths(points: Array, times: Array) -> tuple[Array, Array]:
+def thin_paths(points: Array, times: Array) -> tuple[Array, Array]:
     """At most MAX_PATHS paths of MAX_TIMES points each."""
     return thin(np.swapaxes(thin(points, MAX_TIMES), 0, 1), MAX_PATHS).swapaxes(0, 1), thin(times, MAX_TIMES)

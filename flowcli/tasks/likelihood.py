@@ -64,7 +64,9 @@ def _score(config: Mapping[str, Any], folder: Path) -> float:
     if scored.discrete:
         count = build.evaluation(config).dequantization_draws
         others = [flow.log_prob(scored.draw(k), seed=seed, batch_size=batch_size).value.cpu() for k in range(1, count)]
-        found |= evaluate.discrete_likelihood(torch.stack([log_prob, *others]), scored.x[0].numel())
+        found |= evaluate.discrete_likelihood(
+            evaluate.bits_per_dim(torch.stack([log_prob, *others]), scored.x[0].numel()), count
+        )
     checked = None
     if check_rows:
         checked = evaluate.self_check(flow, scored.x, stderr, rows=check_rows, batch_size=batch_size, seed=seed)

@@ -10,7 +10,7 @@ from flowcli import build, processes
 from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError, choice, integer
 from flowcli.flows.base import Flow
-from flowcli.tasks.modes import encode, explain, files, interpolate, nfe, samples
+from flowcli.tasks.modes import animate, encode, explain, files, interpolate, nfe, samples
 
 
 class Mode(Protocol):
@@ -37,6 +37,7 @@ MODES: dict[str, Mode] = {
     "interpolate": interpolate,
     "nfe": nfe,
     "explain": explain,
+    "animate": animate,
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from flowcli import build, console, memory, pictures, processes
-from flowcli.checkpoints import find_checkpoint, fitted_coupling, read_config, require_readable
+from flowcli.checkpoints import find_checkpoint, fitted_coupling, flatten, read_config, require_readable
 from flowcli.dataset import Dataset, TrainingData
 from flowcli.ends import Ends
 from flowcli.engine import Progress, Trainer
@@ -26,7 +26,8 @@ from flowcli.provenance import environment
 from flowcli.run import CHOICES_FILE, METRICS, REFERENCE_FILE, TIMINGS, WEIGHTS, RunFolder, pointed
 from flowcli.signals import Listener, listening
 from flowcli.storage import replacing, require_length, write_json
-from flowcli.tasks import coupling
+from flowcli.tasks import coupling, scoring
+from flowcli.tracking import Feed, Subject
 
 REFERENCE_ROWS = 5000
 """Rows of the test split that stay in the run folder, for pictures beside later samples."""
@@ -45,6 +46,7 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
             _check_resumable(config, Path(config["resume"]))
         build.training(config, build.mathematics(config))
         evaluation = build.evaluation(config)
+        build.tracker(config)
         node = json.dumps(config.get("data"), sort_keys=True, default=str)
         if node not in opened:
             opened[node] = build.source(config).load()
@@ -128,13 +130,17 @@ def run(config: Mapping[str, Any], folder: Path) -> float | None:
         Interrupted: a signal stopped it, after a checkpoint was written.
     """
     advice = f"stopped before the first step; start it again with: {_again(folder)}"
-    with listening(advice, patient=processes.count() > 1) as listener, processes.writing(folder) as own:
+    with (
+        listening(advice, patient=processes.count() > 1) as listener,
+        processes.writing(folder) as own,
+        _feed(config, folder) as feed,
+    ):
         dataset = build.source(config).load()
         job = _Job.of(config, dataset)
         flow = job.flow
         write_json(own / "data.json", dataset.source)
         write_json(own / "environment.json", environment(flow.device))
-        metrics = _train(config, dataset, job, folder, own, listener)
+        metrics = _train(config, dataset, job, folder, own, listener, feed)
         listener.advice = EVALUATING.format(_again(folder))
         processes.wait()  # for the last checkpoint
         best = find_checkpoint(folder, "best")
@@ -143,13 +149,19 @@ def run(config: Mapping[str, Any], folder: Path) -> float | None:
         return _evaluate(config, dataset, flow, folder, own, metrics)
 
 
+def _feed(config: Mapping[str, Any], folder: Path) -> Feed:
+    """To the tracker of the config; only the process that writes has one."""
+    subject = Subject(folder.absolute(), dict(flatten(_kept(config))), bool(config.get("resume")))
+    return Feed(build.tracker(config) if processes.leads() else None, subject, console.console().print)
+
+
 def _again(folder: Path) -> str:
     return f"flowcli train --resume {console.shown(folder)}"
 
 
 # ---------------------------------------------------------------- training
 def _train(
-    config: Mapping[str, Any], dataset: Dataset, job: _Job, folder: Path, own: Path, listener: Listener
+    config: Mapping[str, Any], dataset: Dataset, job: _Job, folder: Path, own: Path, listener: Listener, feed: Feed
 ) -> dict[str, Any]:
     """Train the flow, or save it as it is where there is nothing to train.
 
@@ -161,9 +173,11 @@ def _train(
     if job.objective is None:
         if processes.leads() and pointed(folder / "checkpoints", "last") is None:
             _save_untrained(RunFolder(folder), flow, config, description)
+        feed.begin({METRICS: 0, TIMINGS: 0})
         return {"step": 0}
     _say_cuts(flow)
     state = _State.of(config, flow, folder)
+    feed.begin(state.offsets)
     progress, data = state.progress, job.data(dataset)
     progress.threads = progress.threads or trainer.choose_threads(flow.trainable_parameters())
     with _threads(progress.threads):
@@ -176,7 +190,7 @@ def _train(
             listener.held(),
             console.TrainingProgress(trainer.steps, progress.step) as shown,
             closing(
-                _Observer(RunFolder(folder), config, description, shown, listener, state, fitted)
+                _Observer(RunFolder(folder), config, description, shown, listener, state, fitted, feed)
                 if processes.leads()
                 else _Follower(listener)
             ) as observer,
@@ -273,14 +287,16 @@ class _Observer:
         listener: Listener,
         state: _State,
         fitted: Mapping[str, Any],
+        feed: Feed,
     ) -> None:
         self._folder, self._config, self._description = folder, config, description
-        self._shown, self._listener, self._fitted = shown, listener, fitted
+        self._shown, self._listener, self._fitted, self._feed = shown, listener, fitted, feed
         self._lines = {name: folder.lines(name, offset) for name, offset in state.offsets.items()}
 
     def logged(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
         self._lines[METRICS].append(record)
         self._lines[TIMINGS].append(timing)
+        self._feed.logged(record, timing)
         self._shown.update(record)
 
     def checkpoint(self, progress: Progress, flow: Flow, average: Flow, optimizer: Mapping[str, torch.Tensor]) -> None:
@@ -294,6 +310,7 @@ class _Observer:
             optimizer=optimizer,
             best=_best(progress),
         )
+        self._feed.settled()
 
     def should_stop(self) -> bool:
         return bool(self._listener.received)
@@ -359,13 +376,16 @@ def _evaluate(
     """Measure on the test split, draw, write the final figures and show them."""
     evaluation, seed = build.evaluation(config), build.seed(config)
     console.console().print("evaluating on the test split and drawing")
-    found, samples = evaluation(flow, dataset, seed=seed)
+    found = evaluation(flow, dataset)
+    if processes.leads():
+        scoring.keep(find_checkpoint(folder, "best"), _kept(config), found, dataset)
+    samples = found.samples
     for name, points in (("samples.npy", samples), (REFERENCE_FILE, dataset.points("test")[:REFERENCE_ROWS])):
         with replacing(own / name) as file:
             np.save(file, points.numpy())
     if evaluation.pictures:
         _draw(flow, dataset, samples, folder, own, seed=seed, batch_size=evaluation.batch_size)
-    metrics = found | metrics
+    metrics = found.metrics | metrics
     RunFolder(own).finish(metrics)
     console.closing_table(console.metric_rows(metrics), f"test split, {len(dataset.test):,} rows")
     if "nll_missing" in metrics:

@@ -60,17 +60,17 @@ def reference(checkpoint: Checkpoint) -> Tensor | None:
 
 
 # ---------------------------------------------------------------- --out
-def destination(config: Mapping[str, Any]) -> Path | None:
+def destination(config: Mapping[str, Any], endings: Sequence[str] = ENDINGS) -> Path | None:
     """Where --out leads, if anywhere.
 
     Raises:
-        UserError: an ending that is not one of ENDINGS, or a folder that cannot be written.
+        UserError: an ending that is none of these, or a folder that cannot be written.
     """
     if config["out"] is None:
         return None
     out = Path(str(config["out"])).expanduser()
-    if out.suffix not in ENDINGS:
-        raise UserError(f"--out {out}: want a name that ends in {', '.join(ENDINGS)}")
+    if out.suffix not in endings:
+        raise UserError(f"--out {out}: mode={config['mode']} wants a name that ends in {', '.join(endings)}")
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise UserError(f"--out {out}: {out.parent} is not a folder that can be written, or the name is a folder's")
     return out

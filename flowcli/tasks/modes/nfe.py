@@ -1,29 +1,24 @@
 """mode=nfe: what a sampler's quality costs; distance to the data against evaluations, for several solvers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 from torch import Tensor
 
-from flowcli import build, console, metrics, plots
+from flowcli import build, console, metrics, plots, quality
 from flowcli.checkpoints import Checkpoint
-from flowcli.dataset import Dataset
-from flowcli.errors import JobError, UserError, integer
-from flowcli.evaluate import Truth
+from flowcli.errors import UserError, integer
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
-from flowcli.randomness import generator
-from flowcli.solvers import FIXED, FixedStep
+from flowcli.quality import MEASURES, Measured, Yardstick
 from flowcli.storage import replacing, write_json
 from flowcli.tasks.events import open_dataset
 
 KEYS: tuple[str, ...] = ("nfe", "draws")
 MAX_NFE = 10_000
-MEASURES = ("w2", "energy_distance")
 
 
 def check(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow) -> None:
@@ -34,24 +29,23 @@ def check(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow) -> None
     """
     if not isinstance(flow, ContinuousFlow):
         raise UserError("mode=nfe: this model solves nothing, every sample takes one evaluation")
-    if not list(_samplers(config, flow)):
+    if not list(quality.samplers(_budgets(config), flow)):
         raise UserError(f"nfe={config['nfe']} leaves no solver")
     _settings(config)
     open_dataset(config, checkpoint)
 
 
+def _budgets(config: Mapping[str, Any]) -> list[int]:
+    """Numbers of evaluations."""
+    budgets = config["nfe"]
+    if not isinstance(budgets, list) or not budgets:
+        raise UserError(f"nfe must be a list of evaluations, e.g. nfe=[1,2,4,8], got {budgets!r}")
+    return [integer(f"nfe[{i}]", n, minimum=1, maximum=MAX_NFE) for i, n in enumerate(budgets)]
+
+
 def _settings(config: Mapping[str, Any]) -> tuple[int, int]:
     """How many draws, and of how many points: as many as in the run's own evaluation, so that w2 can be compared."""
     return integer("draws", config["draws"], minimum=2, maximum=10_000), build.evaluation(config).draw_points
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """One sampler: its solver, its evaluations, and each measure's value for every draw (K,)."""
-
-    solver: str
-    nfe: int
-    values: dict[str, Tensor]
 
 
 def run(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, folder: Path) -> None:
@@ -61,73 +55,24 @@ def run(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, folder: P
         JobError: the run's own solver failed.
     """
     assert isinstance(flow, ContinuousFlow)
-    dataset, seed = open_dataset(config, checkpoint), build.seed(config)
-    draws, points = _settings(config)
-    points = min(points, len(dataset.test))
-    samplers = list(_samplers(config, flow))
-    console.console().print(f"{len(samplers) + 1} samplers, {draws} draws of {points:,} points each")
-    measure = _Measure(dataset, draws, points)
-
-    def measured(flow: ContinuousFlow, name: str) -> _Measured:
-        result = flow.sample(draws * points, seed=seed, batch_size=config["batch_size"])
-        return _Measured(name, result.nfe, measure(result.value.cpu()))
-
-    own = measured(flow, f"{flow.solver.method} of the run")
-    found, failed = [own], []
-    for solver in samplers:
-        try:
-            found.append(measured(flow.with_solver(solver), solver.method))
-        except JobError as error:
-            failed.append(f"{solver.method}, {solver.steps} steps: {error}")
-    floor = measure.floor()
-    table = _table(found, own, floor)
+    dataset, how = open_dataset(config, checkpoint), {"seed": build.seed(config), "batch_size": config["batch_size"]}
+    budgets, yardstick = _budgets(config), Yardstick(dataset, *_settings(config))
+    draws = f"{yardstick.draws} draws of {yardstick.points:,} points"
+    console.console().print(f"{len(list(quality.samplers(budgets, flow))) + 1} samplers, {draws} each")
+    own = yardstick.measured(flow, **how)
+    own = replace(own, solver=f"{own.solver} of the run")
+    found, failed = quality.curve(flow, budgets, yardstick, **how)
+    floor = yardstick.floor()
+    table = _table([own, *found], own, floor)
     with replacing(folder / "nfe.csv") as file:
         table.write_csv(file)
     _draw(table, floor["w2"], folder / "nfe.png")
     metrics_of_own = {"nfe_sample": own.nfe, **_flat("", own.values), **_flat("_floor", floor)}
-    write_json(folder / "metrics.json", {"draws": draws, "draw_points": points, **metrics_of_own})
-    _print(table, own.solver, floor, f"{draws} draws of {points:,} points")
+    write_json(folder / "metrics.json", {"draws": yardstick.draws, "draw_points": yardstick.points, **metrics_of_own})
+    _print(table, own.solver, floor, draws)
     for line in failed:
         console.console().print(line)
     console.console().print(f"wrote nfe.csv, nfe.png in {console.shown(folder)}")
-
-
-def _samplers(config: Mapping[str, Any], flow: ContinuousFlow) -> Iterator[FixedStep]:
-    """Every solver with fixed steps at every number of evaluations that is a whole number of its steps."""
-    budgets = config["nfe"]
-    if not isinstance(budgets, list) or not budgets:
-        raise UserError(f"nfe must be a list of evaluations, e.g. nfe=[1,2,4,8], got {budgets!r}")
-    numbers = sorted({integer(f"nfe[{i}]", n, minimum=1, maximum=MAX_NFE) for i, n in enumerate(budgets)})
-    for method, stages in FIXED.items():
-        for nfe in numbers:
-            if nfe % stages == 0:
-                yield FixedStep(method, nfe // stages, flow.solver.time, nfe)
-
-
-class _Measure:
-    """Distances from the truth, draw by draw; every sampler meets the same true points."""
-
-    def __init__(self, dataset: Dataset, draws: int, points: int) -> None:
-        self._truth, self._draws, self._points = Truth(dataset, points), draws, points
-        self._measures: dict[str, Callable[[Tensor, Tensor], float]] = {
-            "w2": lambda x, y: metrics.wasserstein_2(x, y, generator=generator(dataset.seed, "slices")),
-            "energy_distance": metrics.energy_distance,
-        }
-
-    def __call__(self, samples: Tensor) -> dict[str, Tensor]:
-        """Values (draws,) of samples (draws * points, ...)."""
-        return self._values(list(samples.split(self._points)))
-
-    def floor(self) -> dict[str, Tensor]:
-        """Values (draws,) of true points."""
-        return self._values([self._truth(draw, "second truth") for draw in range(self._draws)])
-
-    def _values(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
-        pairs = [(part, self._truth(draw, "truth")) for draw, part in enumerate(parts)]
-        return {
-            name: torch.tensor([measure(*pair) for pair in pairs], dtype=torch.float64)
-            for name, measure in self._measures.items()
-        }
 
 
 # ---------------------------------------------------------------- what is shown of it
@@ -140,7 +85,7 @@ def _flat(suffix: str, values: Mapping[str, Tensor]) -> dict[str, float]:
     return found
 
 
-def _table(found: Sequence[_Measured], own: _Measured, floor: Mapping[str, Tensor]) -> pl.DataFrame:
+def _table(found: Sequence[Measured], own: Measured, floor: Mapping[str, Tensor]) -> pl.DataFrame:
     """A row a sampler; `*_excess` is over the run's own solver, draw by draw, which leaves the draws' scatter out."""
     rows = []
     for each in found:

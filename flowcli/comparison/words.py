@@ -1,0 +1,212 @@
+"""The verdict in words: which row is better, by how much, whether that is real, what a perfect model would score."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from flowcli.comparison.catalogue import figure
+from flowcli.comparison.differences import choices_of
+from flowcli.comparison.standings import LEVEL, Score, Standing, Standings, primary
+from flowcli.comparison.variants import Group, Variant
+from flowcli.numbers import format_value, number_of, signed
+
+MOST_SENTENCES = 12
+"""Rows that are spoken of one by one."""
+RESOLVED = 0.1
+"""A likelihood is resolved where its solver's error is below this share of what it is compared by."""
+
+
+def verdict(found: Standings) -> list[str]:
+    """Sentences on a group: the figure that counts, the samples, what the intervals cover, the solver's error."""
+    group, main = found.group, primary(found.group)
+    if main is None:
+        return ["None of these runs has a likelihood or samples that could be compared."]
+    said = [*_ranking(group, found[main], found["nll_gap"])]
+    if main == "nll":
+        said += [f"{row.label} has no likelihood: {_why_not(row)}." for row in group.variants if _why_not(row)]
+    said += _samples(group, found["w2"]) if main != "w2" else []
+    said += _covered(group, found[main])
+    said += _one_network(group)
+    said += _resolved(group, found[main]) if main == "nll" else []
+    return said
+
+
+# ---------------------------------------------------------------- who is better
+def _ranking(group: Group, main: Standing, gap: Standing) -> Iterator[str]:
+    what, unit = figure(main.name).title, figure(main.name).unit
+    labels = [variant.label for variant in group.variants]
+    scored = [index for index, score in enumerate(main.scores) if score.average is not None]
+    reference = main.reference if main.reference is not None else scored[0]
+    head = f"{what} {_value(main.scores[reference])}{_unit(unit)}{_above(main, gap, reference)}"
+    if len(scored) == 1:
+        yield f"{labels[reference]}: {head}."
+        return
+    others = sorted((index for index in scored if index != reference), key=lambda index: _order(main.scores[index]))
+    ties = [index for index in others if main.scores[index].verdict == "tie"]
+    if group.seeds_alone:
+        yield f"These rows are one model under {len(scored)} seeds: what they differ by is chance, so they tie. {head}."
+        return
+    if not main.best:
+        yield f"Against {labels[reference]} ({head}):"
+    elif len(ties) == len(others):
+        yield f"A tie in {what}: {_list([labels[index] for index in scored])} cannot be told apart."
+        yield f"The lowest is {labels[reference]}: {head}."
+    elif ties:
+        tied = _list([labels[index] for index in (reference, *ties)])
+        yield f"{tied} tie for the lowest {what}; the lowest is {labels[reference]}: {head}."
+    else:
+        yield f"{labels[reference]} has the lowest {what}: {head}."
+    for index in others[:MOST_SENTENCES]:
+        yield f"{labels[index]} {_compared(main.scores[index], unit)}."
+    if len(others) > MOST_SENTENCES:
+        yield f"{len(others) - MOST_SENTENCES} more rows: see the table."
+
+
+def _compared(score: Score, unit: str) -> str:
+    difference = score.difference
+    assert difference is not None
+    if math.isinf(difference.value):
+        return f"is {score.verdict} without bound: it gives some of the test points no density at all"
+    interval = f"{signed(difference.value, difference.high - difference.low)}{_unit(unit)} {between(score)}"
+    return {"tie": f"ties ({interval})"}.get(score.verdict, f"is {score.verdict} by {interval.lstrip('+−')}")
+
+
+def between(score: Score) -> str:
+    """The interval of a difference, `[+0.006, +0.018]`; empty where there is none."""
+    difference = score.difference
+    if difference is None or math.isnan(difference.low):
+        return ""
+    width = difference.high - difference.low
+    return f"[{signed(difference.low, width)}, {signed(difference.high, width)}]"
+
+
+def _above(main: Standing, gap: Standing, index: int) -> str:
+    """How far a row is from what a perfect model would score."""
+    if main.name == "nll":
+        score = gap.scores[index]
+        if score.average is None:
+            return ""
+        return f", {format_value(score.average.mean, score.average.stderr)} above the true density on the same points"
+    return _floor_words(main, index)
+
+
+def _floor_words(standing: Standing, index: int) -> str:
+    if standing.floor is None:
+        return ""
+    floor = format_value(standing.floor.mean, standing.floor.stderr)
+    told = "what true samples score" if standing.scores[index].at_floor else "more than true samples score"
+    return f", {told} ({floor})"
+
+
+def _samples(group: Group, w2: Standing) -> Iterator[str]:
+    """What the samples say, apart from the likelihoods."""
+    having = [index for index, score in enumerate(w2.scores) if score.average is not None]
+    if not having or w2.floor is None:
+        return
+    floor = format_value(w2.floor.mean, w2.floor.stderr)
+    labels = [variant.label for variant in group.variants]
+    high = [index for index in having if not w2.scores[index].at_floor]
+    if not high:
+        yield f"In samples (W2) no row can be told from true samples, which score {floor}."
+        return
+    told = ", ".join(f"{labels[index]} {_value(w2.scores[index])}" for index in high[:MOST_SENTENCES])
+    yield f"In samples (W2; true ones score {floor}) these can be told from true ones: {told}."
+
+
+# ---------------------------------------------------------------- what that rests on
+def _covered(group: Group, main: Standing) -> Iterator[str]:
+    compared = [score for score in main.scores if score.difference is not None and score.verdict != "reference"]
+    if not compared or group.seeds_alone:
+        return
+    units = "test points" if main.name == "nll" else "draws of samples"
+    count = f"{len(compared)} intervals together" if len(compared) > 1 else "The interval"
+    share = f"{LEVEL:.0%}".replace("%", " %")
+    alone = any(score.difference is not None and score.difference.units_only for score in compared)
+    if alone and not any(_is_trained(variant) for variant in group.variants):
+        yield f"{count}: {share}, over {units}, paired on the same {units}; nothing is trained, so there is no seed."
+    elif alone:
+        yield (
+            f"{count}: {share}. Rows with one seed: the intervals cover the choice of {units} alone; "
+            "another seed may come out otherwise."
+        )
+    else:
+        runs = "runs" if group.averaged else "seeds"
+        yield f"{count}: {share}, over {runs} and {units}, paired on the same {units}."
+
+
+def _is_trained(variant: Variant) -> bool:
+    return any(run.record.config.get("objective") is not None for run in variant.runs)
+
+
+def _one_network(group: Group) -> Iterator[str]:
+    """What the mathematics says where nothing but the path differs and the network is preconditioned."""
+    if len(group.variants) < 2 or group.keys[:1] != ("path",) or not _only_paths([*group.keys, *group.implied]):
+        return
+    for variant in group.variants:
+        for run in variant.runs:
+            config = run.record.config
+            model, choices = config.get("model"), choices_of(run.record)
+            preconditioned = isinstance(model, dict) and model.get("precondition") in (True, "auto")
+            if not preconditioned or choices.get("path") is None or choices.get("objective") == "mle":
+                return
+    yield (
+        "These rows train one and the same network: preconditioned, they predict the same quantity, and the paths "
+        "differ only in which times they train on, in the range of angles and in where the solver steps. "
+        "model.precondition=false has the raw contrast."
+    )
+
+
+def _only_paths(keys: Sequence[str]) -> bool:
+    return all(key == "path" or key.startswith("path.") for key in keys)
+
+
+def _resolved(group: Group, main: Standing) -> Iterator[str]:
+    """Whether the likelihoods are the models' own, and not their solver's."""
+    worst: list[tuple[float, float, str]] = []
+    for index, variant in enumerate(group.variants):
+        errors = [
+            error for error in map(_solver_error, (run.scores.metrics for run in variant.runs)) if error is not None
+        ]
+        score = main.scores[index]
+        if errors and score.average is not None:
+            difference = score.difference
+            half = None if difference is None else (difference.high - difference.low) / 2
+            yardstick = half if half and math.isfinite(half) else score.average.stderr
+            worst.append((max(errors), yardstick, variant.label))
+    if not worst:
+        return
+    unresolved = [f"{label} ({error:.1e})" for error, yardstick, label in worst if error > RESOLVED * yardstick]
+    if unresolved:
+        yield (
+            f"Not resolved: the solver's error in the NLL of {_list(unresolved)} nats is more than a tenth of what it "
+            "is compared by; tighten the solver (solver=dopri5 solver.rtol=1e-6 solver.atol=1e-6)."
+        )
+    else:
+        yield f"Resolved: the solver's error is at most {max(error for error, _, _ in worst):.1e} nats in any row."
+
+
+def _solver_error(metrics: dict[str, Any]) -> float | None:
+    error, stderr = number_of(metrics.get("nll_solver_error")), number_of(metrics.get("nll_solver_error_stderr"))
+    return None if error is None else abs(error) + (stderr or 0.0)
+
+
+# ---------------------------------------------------------------- parts of sentences
+def _value(score: Score) -> str:
+    return format_value(score.value, score.spread)
+
+
+def _unit(unit: str) -> str:
+    return f" {unit}" if unit else ""
+
+
+def _order(score: Score) -> float:
+    return math.inf if score.average is None or math.isnan(score.average.mean) else score.average.mean
+
+
+def _why_not(variant: Variant) -> str | None:
+    found = [run.scores.metrics.get("nll_missing") for run in variant.runs]
+    return next((str(reason) for reason in found if reason), None)
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
