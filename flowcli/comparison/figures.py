@@ -31,9 +31,11 @@ def figures(found: Standings, order: Sequence[int], material: Material, folder: 
     rows = [group.variants[index] for index in order[:MOST_ROWS]]
     cut = "" if len(rows) == len(order) else f" The first {len(rows)} of {len(order)} rows."
     main = primary(group)
-    names = list(dict.fromkeys(name for name in (main, "w2") if name is not None))
-    for name in names:
-        _of_figure(artist, group, order[:MOST_ROWS], name, found[name], cut)
+    for name in dict.fromkeys(name for name in (main, "w2") if name is not None):
+        _differences(artist, group, order[:MOST_ROWS], found[name], cut)
+        # the true density's own scatter over the test points is the same in all rows, and leaves the gap
+        known = name == "nll" and any(score.average is not None for score in found["nll_gap"].scores)
+        _seeds(artist, group, order[:MOST_ROWS], found["nll_gap" if known else name], cut)
     _costs(artist, rows, material, cut)
     shown = [(row.label, material.shown[row.label]) for row in rows if row.label in material.shown]
     _of_flows(artist, shown, material.columns, cut)
@@ -54,53 +56,45 @@ class _Artist:
 
 
 # ---------------------------------------------------------------- figures as figures
-def _of_figure(artist: _Artist, group: Group, order: Sequence[int], name: str, standing: Standing, cut: str) -> None:
-    known = figure(name)
-    unit = f", {known.unit}" if known.unit else ""
-    reference = standing.reference
-    if reference is not None:
-        rows = [
-            (
-                group.variants[i].label,
-                score.difference.value,
-                score.difference.low,
-                score.difference.high,
-                score.verdict,
-            )
-            for i, score in ((i, standing.scores[i]) for i in order)
-            if score.difference is not None
-        ]
-        label = group.variants[reference].label
-        artist(
-            f"{name}-differences",
-            f"Differences in {known.title}",
-            f"Each row's {known.title} less that of {label}, on the same points, with its 95 % interval.{cut}",
-            lambda file: plots.differences(rows, file, xlabel=f"difference in {known.title}{unit}", reference=label),
-        )
-    dots = []
+def _differences(artist: _Artist, group: Group, order: Sequence[int], standing: Standing, cut: str) -> None:
+    if standing.reference is None:
+        return
+    title, label = figure(standing.name).title, group.variants[standing.reference].label
+    rows = []
     for index in order:
-        average = standing.scores[index].average
-        if average is not None:
-            dots.append(
-                (group.variants[index].label, _of_seeds(group.variants[index], name), average.mean, average.stderr)
-            )
-    if any(len(values) > 1 for _, values, _, _ in dots):
-        floor = None if standing.floor is None else standing.floor.mean
-        artist(
-            f"{name}-seeds",
-            f"{known.title}, seed by seed",
-            f"A dot a seed, the mean with its standard error; the blue line is what a perfect model has.{cut}",
-            lambda file: plots.scores(dots, file, floor=floor, xlabel=f"{known.title}{unit}"),
-        )
+        score = standing.scores[index]
+        if score.difference is not None:
+            found = score.difference
+            rows.append((group.variants[index].label, found.value, found.low, found.high, score.verdict))
+    artist(
+        f"{standing.name.replace('_', '-')}-differences",
+        f"Differences in {title}",
+        f"Each row's {title} less that of {label}, on the same points; the intervals hold together at 95 %.{cut}",
+        lambda file: plots.differences(rows, file, xlabel=f"difference in {_with_unit(standing)}", reference=label),
+    )
 
 
-def _of_seeds(variant: Variant, name: str) -> Array:
-    """One number a run."""
-    units = [run.scores.units for run in variant.runs]
-    values = [
-        -each["log_prob"] if name == "nll" else each.get(name) for each in units if name != "nll" or "log_prob" in each
-    ]
-    return np.array([value.mean() for value in values if value is not None])
+def _seeds(artist: _Artist, group: Group, order: Sequence[int], standing: Standing, cut: str) -> None:
+    rows = []
+    for index in order:
+        score = standing.scores[index]
+        if score.average is not None:
+            dots = np.array(score.runs)
+            rows.append((group.variants[index].label, dots, score.average.mean, score.average.stderr))
+    if not any(len(dots) > 1 for _, dots, _, _ in rows):
+        return
+    floor = None if standing.floor is None else standing.floor.mean
+    artist(
+        f"{standing.name.replace('_', '-')}-seeds",
+        f"{figure(standing.name).title}, seed by seed",
+        f"A dot a seed, the mean with its standard error; the blue line is what a perfect model has.{cut}",
+        lambda file: plots.scores(rows, file, floor=floor, xlabel=_with_unit(standing)),
+    )
+
+
+def _with_unit(standing: Standing) -> str:
+    known = figure(standing.name)
+    return f"{known.title}, {known.unit}" if known.unit else known.title
 
 
 def _costs(artist: _Artist, rows: Sequence[Variant], material: Material, cut: str) -> None:
@@ -198,7 +192,8 @@ def _curves(artist: _Artist, rows: Sequence[Variant], cut: str) -> None:
         artist(
             f"training-{number}",
             f"Training, {kind}",
-            f"Validation loss, one line a seed.{cut}",
+            "Validation loss, one line a seed. Under another path or coupling it is another quantity: compare how it falls, "
+            f"not how high it lies.{cut}",
             lambda file, found=found: plots.training_curves(found, file, ylabel="validation loss"),
         )
 

@@ -32,6 +32,7 @@ class Score:
         average: of a figure with something behind it to resample.
         difference: from the row of reference, paired.
         at_floor: it cannot be told from true samples.
+        runs: each run's own, where something is behind it to resample.
     """
 
     value: Scalar
@@ -40,6 +41,7 @@ class Score:
     difference: Difference | None = None
     verdict: Verdict = ""
     at_floor: bool = False
+    runs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def _standing(group: Group, name: str, baseline: int | None) -> Standing:
         difference = found.get(index)
         floors = at_floor[index] and reference is not None and at_floor[reference]
         verdict = _verdict(difference, index == reference, floors or group.seeds_alone)
-        scores.append(Score(each.mean, _spread(each), each, difference, verdict, at_floor[index]))
+        own = tuple(np.asarray(behind[index]).mean(1).tolist())
+        scores.append(Score(each.mean, _spread(each), each, difference, verdict, at_floor[index], own))
     return Standing(name, tuple(scores), reference if found else None, _floor(group, name), baseline is None)
 
 

@@ -119,19 +119,19 @@ def _covered(group: Group, main: Standing) -> Iterator[str]:
     if not compared or group.seeds_alone:
         return
     units = "test points" if main.name == "nll" else "draws of samples"
-    count = f"{len(compared)} intervals together" if len(compared) > 1 else "The interval"
+    count = f"The {len(compared)} intervals hold together at" if len(compared) > 1 else "The interval holds at"
     share = f"{LEVEL:.0%}".replace("%", " %")
     alone = any(score.difference is not None and score.difference.units_only for score in compared)
     if alone and not any(_is_trained(variant) for variant in group.variants):
-        yield f"{count}: {share}, over {units}, paired on the same {units}; nothing is trained, so there is no seed."
+        yield f"{count} {share}: over {units}, paired on the same {units}; nothing is trained, so there is no seed."
     elif alone:
         yield (
-            f"{count}: {share}. Rows with one seed: the intervals cover the choice of {units} alone; "
+            f"{count} {share}. Rows with one seed: the intervals cover the choice of {units} alone; "
             "another seed may come out otherwise."
         )
     else:
         runs = "runs" if group.averaged else "seeds"
-        yield f"{count}: {share}, over {runs} and {units}, paired on the same {units}."
+        yield f"{count} {share}: over {runs} and {units}, paired on the same {units}."
 
 
 def _is_trained(variant: Variant) -> bool:
