@@ -88,18 +88,20 @@ def classifier_accuracy(x: Tensor, y: Tensor) -> float:
     standard deviations are the unit of every coordinate. Mean 1/2 for equal distributions, 1 where nothing overlaps
     (Lopez-Paz and Oquab, arXiv 1610.06545).
     """
-    from sklearn.neighbors import KNeighborsClassifier
-
     x, y = _pair(x, y)
     scale = y.std(0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     size = min(len(x), len(y))
     half = size // 2
-    points = [(part[:size] / scale).numpy() for part in (x, y)]
-    learnt, asked = (np.concatenate([part[rows] for part in points]) for rows in (slice(half), slice(half, size)))
-    labels, wanted = np.repeat([0, 1], half), np.repeat([0, 1], size - half)
-    neighbours = KNeighborsClassifier(n_neighbors=max(1, math.isqrt(2 * half))).fit(learnt, labels)
-    return float((neighbours.predict(asked) == wanted).mean())
+    points = [part[:size] / scale for part in (x, y)]
+    learnt, asked = (torch.cat([part[rows] for part in points]) for rows in (slice(half), slice(half, size)))
+    neighbours = max(1, math.isqrt(2 * half))
+    of_y = [
+        (torch.cdist(chunk, learnt).topk(neighbours, largest=False, sorted=False).indices >= half).double().mean(1)
+        for chunk in asked.split(max(1, _CHUNK // len(learnt)))
+    ]
+    told = torch.cat(of_y) > 0.5
+    return float((told == (torch.arange(len(asked)) >= size - half)).double().mean())
 
 
 def path_energy(trajectory: Tensor, times: Tensor) -> float:

@@ -83,7 +83,7 @@ def read(run: Path, name: str) -> Scores | None:
     try:
         values = json.loads(told["scores"])
         metrics, points = values["metrics"], values["points"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     whole = isinstance(metrics, dict) and isinstance(points, str) and are_units(arrays)
     return Scores(metrics, arrays, points) if whole else None

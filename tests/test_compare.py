@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -145,6 +146,56 @@ def test_damaged_scores_are_scored_again(damage, sweep, capsys, unscored):
         assert unscored == [] and all(row["seeds"] == "2" for row in rows if row["row"] == "trainer.steps=80")
     else:
         assert [run.name for run in unscored] == ["0"] and all(row["seeds"] == "3" for row in rows)
+
+
+HOSTILE = "</script><script>alert(1)</script>\x1b[2J"
+CRAFTED = {
+    "short": lambda arrays, told: ({**arrays, "log_prob": arrays["log_prob"][:3]}, told),
+    "flat": lambda arrays, told: ({**arrays, "w2": arrays["w2"].reshape(1, -1)}, told),
+    "nan": lambda arrays, told: ({**arrays, "w2": arrays["w2"] * np.nan}, told),
+    "infinite": lambda arrays, told: ({**arrays, "w2": arrays["w2"] * np.inf}, told),
+    "whole": lambda arrays, told: ({**arrays, "log_prob": arrays["log_prob"].astype(np.int64)}, told),
+    "empty": lambda arrays, told: ({**arrays, "c2st": arrays["c2st"][:0]}, told),
+    "strange names": lambda arrays, told: ({**arrays, HOSTILE: arrays["w2"], "w2@x/99999": arrays["w2"]}, told),
+    "no words": lambda arrays, told: (arrays, {}),
+    "no json": lambda arrays, told: (arrays, {"scores": "{"}),
+    "deep": lambda arrays, told: (arrays, {"scores": "[" * 5000}),
+    "other words": lambda arrays, told: (arrays, {"scores": json.dumps({"metrics": [1], "points": 3})}),
+    "hostile": lambda arrays, told: (
+        arrays,
+        {"scores": json.dumps({"metrics": {HOSTILE: HOSTILE, "nll": {"a": [1]}, "c": 1e999}, "points": HOSTILE})},
+    ),
+}
+
+
+@pytest.mark.parametrize("how", CRAFTED)
+def test_scores_of_a_stranger_steer_nothing(how, sweep, capsys):
+    """The kept scores of a run are replaced by what no evaluation wrote."""
+    for file in (sweep / "3" / scores.FOLDER).glob("*.safetensors"):
+        scores.write_arrays(sweep / "3", file.stem, *CRAFTED[how](*scores.read_arrays(sweep / "3", file.stem)))
+    capsys.readouterr()
+    words = ["--out", "report"] if how == "hostile" else ["--format", "csv"]
+    assert main(["compare", "sweep", *QUICK, *words]) == 0
+    found = capsys.readouterr()
+    assert "Traceback" not in found.err and "\x1b" not in found.out + found.err
+    if how == "hostile":
+        assert "<script>alert" not in Path("report/index.html").read_text()
+
+
+def test_kept_pictures_of_a_stranger_steer_nothing(sweep, capsys):
+    words = ["compare", "sweep", *QUICK, "nfe_draws=2", "--nfe", "2", "--out", "report"]
+    assert main(words) == 0
+    damaged = 0
+    for file in (sweep / "3" / scores.FOLDER).glob("*.safetensors"):
+        arrays, told = scores.read_arrays(sweep / "3", file.stem)
+        if "samples" in arrays or "figures" in told or "w2@euler/2" in arrays:
+            arrays |= {"samples": np.zeros((3, 7), np.float32)}
+            told |= {"figures": json.dumps({"../x": [HOSTILE] * 3})}
+            scores.write_arrays(sweep / "3", file.stem, arrays, told)
+            damaged += 1
+    assert damaged == 3
+    assert main(words) == 0
+    assert "<script>alert" not in Path("report/index.html").read_text() and not Path("x.png").exists()
 
 
 def test_good_broken_and_foreign_folders_are_compared_anyway(sweep, capsys, unscored):

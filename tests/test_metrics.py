@@ -140,3 +140,31 @@ def test_small_statistics() -> None:
 def test_samples_of_other_dimensions_are_refused(generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match="one dimension"):
         metrics.energy_distance(normal(5, 2, generator), normal(5, 3, generator))
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(200, 200, 2), (201, 150, 5), (2, 2, 1)])
+def test_the_classifier_is_nearest_neighbours_on_points_it_has_not_seen(n, m, d):
+    from sklearn.neighbors import KNeighborsClassifier
+
+    draws = torch.Generator().manual_seed(n)
+    x, y = torch.randn(n, d, generator=draws).double(), 2 * torch.randn(m, d, generator=draws).double() + 0.5
+    size = min(n, m)
+    half, points = size // 2, [(part[:size] / y.std(0)).numpy() for part in (x, y)]
+    learnt, asked = (np.concatenate([part[rows] for part in points]) for rows in (slice(half), slice(half, size)))
+    judge = KNeighborsClassifier(n_neighbors=int(math.sqrt(2 * half))).fit(learnt, np.repeat([0, 1], half))
+    exact = (judge.predict(asked) == np.repeat([0, 1], size - half)).mean()
+    assert metrics.classifier_accuracy(x, y) == pytest.approx(exact)
+
+
+def test_the_classifier_s_accuracy_goes_from_a_half_to_one():
+    draws = torch.Generator().manual_seed(0)
+    pairs = [torch.randn(2, 400, 2, generator=draws) for _ in range(30)]
+    same = metrics.mean_and_stderr(torch.tensor([metrics.classifier_accuracy(*pair) for pair in pairs]))
+    assert abs(same.mean - 0.5) < 3 * same.stderr
+    x, y = pairs[0]
+    assert metrics.classifier_accuracy(x, y + 100) == 1.0
+    near, far = (metrics.classifier_accuracy(x, y + shift) for shift in (0.5, 2.0))
+    assert 0.5 < near < far < 1
+    assert metrics.classifier_accuracy(x * torch.tensor([1e6, 1.0]), y * torch.tensor([1e6, 1.0])) == pytest.approx(
+        metrics.classifier_accuracy(x, y)
+    ), "every coordinate has the unit of its own scatter"

@@ -192,8 +192,8 @@ def _curves(artist: _Artist, rows: Sequence[Variant], cut: str) -> None:
         artist(
             f"training-{number}",
             f"Training, {kind}",
-            "Validation loss, one line a seed. Under another path or coupling it is another quantity: compare how it falls, "
-            f"not how high it lies.{cut}",
+            "Validation loss, one line a seed. Under another path or coupling it is another quantity: compare how it "
+            f"falls, not how high it lies.{cut}",
             lambda file, found=found: plots.training_curves(found, file, ylabel="validation loss"),
         )
 
