@@ -84,6 +84,7 @@ def test_half_the_steps_are_worse_with_the_interval_and_the_page_says_so(sweep, 
     assert "flowcli train -m trainer.batch_size=128" in page and "seed=0,1,2" in page
 
 
+@pytest.mark.slow
 def test_one_model_under_two_sets_of_seeds_is_a_tie(sweep, capsys):
     """The runs of the full length, three of them under another name for the same thing."""
     for run in list(sweep.iterdir()):
@@ -182,6 +183,7 @@ def test_scores_of_a_stranger_steer_nothing(how, sweep, capsys):
         assert "<script>alert" not in Path("report/index.html").read_text()
 
 
+@pytest.mark.slow
 def test_kept_pictures_of_a_stranger_steer_nothing(sweep, capsys):
     words = ["compare", "sweep", *QUICK, "nfe_draws=2", "--nfe", "2", "--out", "report"]
     assert main(words) == 0
@@ -230,6 +232,7 @@ def test_good_broken_and_foreign_folders_are_compared_anyway(sweep, capsys, unsc
     assert "no such" in Path("report/index.html").read_text()
 
 
+@pytest.mark.slow
 def test_all_runs_are_solved_by_one_solver_if_asked(sweep, capsys, unscored):
     own = {row["row"]: row["mean"] for row in figures(capsys, *QUICK) if row["figure"] == "nfe_sample"}
     assert set(own.values()) == {"12"}
@@ -237,6 +240,7 @@ def test_all_runs_are_solved_by_one_solver_if_asked(sweep, capsys, unscored):
     assert {row["mean"] for row in rows if row["figure"] == "nfe_sample"} == {"5"} and len(unscored) == 6
 
 
+@pytest.mark.slow
 def test_curves_of_quality_against_cost(sweep, capsys):
     assert main(["compare", "sweep", *QUICK, "nfe_draws=2", "--nfe", "1,4", "--out", "report"]) == 0
     told = capsys.readouterr().out

@@ -34,7 +34,7 @@ SMALL = (
 )
 SPLITS = ("data.train=1000", "data.validation=100", "data.test=100")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-SLOW = ("hydra/launcher=joblib", "torchrun ", "experiment=paths")
+SLOW = ("hydra/launcher=joblib", "torchrun ", "experiment=paths", "--nfe ", "--sort w2", "--sort nll", "mode=animate")
 
 
 class Block(NamedTuple):
@@ -163,7 +163,11 @@ def test_tour(lines: list[str], workspace: Path) -> None:
 NOTED = [ticked(row[1])[0] for row in rows(NOTES)]
 
 
-@pytest.mark.parametrize("line", NOTED, ids=lambda line: line.removeprefix("flowcli "))
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(line, marks=[pytest.mark.slow] if any(word in line for word in SLOW) else []) for line in NOTED],
+    ids=lambda line: line.removeprefix("flowcli "),
+)
 def test_notes(line: str, workspace: Path) -> None:
     run(re.sub(r"( [\w.]+=[\w.]+)(,\w+)+", r"\1", line).replace(" -m ", " "))  # of a sweep its first cell
 

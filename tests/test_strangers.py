@@ -114,6 +114,12 @@ def _warm_up() -> None:
         assert _open(command) == 0
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison draws for seconds; what it draws from is held by tests/test_compare.py against strangers' arrays."""
+    monkeypatch.setattr("flowcli.comparison.figures.figures", lambda *_: {})
+
+
 @pytest.fixture
 def run(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A fresh copy of it, warm/run in the working folder."""

@@ -529,6 +529,7 @@ def killed_at_changes(forks: Forks, known: Undisturbed, tmp_path: Path, first: i
         known.same_as(tmp_path / str(k) / "sweep")
 
 
+@pytest.mark.slow
 def test_a_kill_between_two_changes_of_the_disk_does_no_harm(forks: Forks, undisturbed: Any, tmp_path: Path) -> None:
     killed_at_changes(forks, undisturbed(3), tmp_path, first=7, stride=undisturbed(3).changes - 8)
 
@@ -538,6 +539,7 @@ def test_a_kill_between_many_changes_of_the_disk_does_no_harm(forks: Forks, undi
     killed_at_changes(forks, undisturbed(3), tmp_path, first=1, stride=7)
 
 
+@pytest.mark.slow
 def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(
     forks: Forks, undisturbed: Any, tmp_path: Path
 ) -> None:

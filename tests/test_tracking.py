@@ -42,12 +42,15 @@ pytestmark = [
 ]
 
 
-def needs(option: str) -> Any:
+def needs(option: str, *, slow: bool = False) -> Any:
     missing = importlib.util.find_spec(option) is None
-    return pytest.param(option, marks=pytest.mark.skipif(missing, reason=f"needs {option}"))
+    marks = [pytest.mark.skipif(missing, reason=f"needs {option}"), *([pytest.mark.slow] if slow else [])]
+    return pytest.param(option, marks=marks)
 
 
 BACKENDS = [needs(option) for option in OPTIONS]
+QUICK_BACKENDS = [needs(option, slow=option == "mlflow") for option in OPTIONS]
+"""A new database takes mlflow seconds."""
 
 
 @pytest.fixture(autouse=True)
@@ -248,7 +251,7 @@ def assert_holds_all_steps(run: Path) -> None:
 
 
 # ---------------------------------------------------------------- runs that go on
-@pytest.mark.parametrize("option", BACKENDS)
+@pytest.mark.parametrize("option", QUICK_BACKENDS)
 def test_a_tracker_that_comes_later_gets_the_whole_curve(option, capsys):
     run = train()
     assert not (run / "tracking.json").exists()
@@ -283,7 +286,7 @@ def test_killed_at_any_moment_no_point_is_lost_and_none_doubled(option, forks, t
         assert logged(run)["loss"] == undisturbed["loss"]
 
 
-@pytest.mark.parametrize("option", BACKENDS)
+@pytest.mark.parametrize("option", QUICK_BACKENDS)
 def test_points_that_a_run_logs_again_are_not_doubled(option, tmp_path):
     """What a kill leaves behind, without the processes: points that no checkpoint counts, and no end."""
     from flowcli import build
