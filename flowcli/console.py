@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from flowcli import processes
-from flowcli.evaluate import SelfCheck
 from flowcli.foreign import printable
 from flowcli.numbers import with_error
+from flowcli.resolution import SelfCheck
 
 LINE_EVERY = 10.0
 """Seconds between two plain lines."""

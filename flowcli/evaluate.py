@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from flowcli import metrics
 from flowcli.bases import Base, GaussianMixture
 from flowcli.dataset import Dataset, Mixture
 from flowcli.diagnostics import continuity_residual, fokker_planck_residual, velocity_error
-from flowcli.divergence import Hutchinson
 from flowcli.errors import UserError, boolean, integer
 from flowcli.flows.augmented import AugmentedFlow
 from flowcli.flows.base import Flow, Result
@@ -22,8 +20,8 @@ from flowcli.flows.continuous import ContinuousFlow
 from flowcli.flows.fields import PathField, beside
 from flowcli.flows.oracle import ClosedForm, field_of_mixture, field_of_points, noise_of
 from flowcli.randomness import generator
+from flowcli.resolution import rescored, spread_out
 from flowcli.sde import Stochastic
-from flowcli.solvers import Solver, tightened
 
 ORACLE_ROWS, RESIDUAL_ROWS = 4096, 1024
 """Pairs behind the velocity error, and behind the continuity residual, which needs an exact divergence at each."""
@@ -134,7 +132,7 @@ class Evaluation:
         log_prob, truth = result.value.cpu(), true_log_prob(x, dataset)
         found = scores(flow, result) | {"log_prob_seconds_per_1000": _per_1000(began, len(x))}
         found["nll_standardised"] = float(found["nll"]) + float(dataset.transform.log_det)
-        change = rescored(flow, _spread_out(x, CHECK_ROWS), seed=0, batch_size=self.batch_size).change
+        change = rescored(flow, spread_out(x, CHECK_ROWS), seed=0, batch_size=self.batch_size).change
         found |= {"nll_solver_error": change.mean, "nll_solver_error_stderr": change.stderr}
         baseline = gaussian_nll(dataset.points("train"), x)
         found |= {} if baseline is None else {"nll_gaussian": baseline}
@@ -334,103 +332,3 @@ def _true_start(flow: ContinuousFlow, field: PathField, mixture: Mixture) -> Gau
     noise = sigma**2 * moments.var_0 * torch.eye(data.means.shape[1], dtype=torch.float64)
     means = alpha * data.means + sigma * moments.mean_0.flatten()
     return GaussianMixture(data.weights, means, alpha**2 * data.covariances + noise, flow.event_shape)
-
-
-# ---------------------------------------------------------------- is a likelihood resolved?
-@dataclass(frozen=True)
-class SelfCheck:
-    """Whether the numerics behind an NLL can be trusted, from a subset of its rows.
-
-    Attributes:
-        rows: how many were checked.
-        change, change_stderr: paired mean change of log_prob in float64, for a flow that is solved with 10x tighter
-            tolerances or twice the steps.
-        hutchinson, hutchinson_stderr: exact minus Hutchinson, mean over rows and its error; NaN where not applicable.
-        round_trip: quantiles (50 %, 95 %, 100 %) of the largest coordinate of |decode(encode(x)) - x|, data units.
-        nfe, nfe_tight: evaluations of the two solves.
-        resolved: the change is below a tenth of the NLL's standard error.
-    """
-
-    rows: int
-    change: float
-    change_stderr: float
-    hutchinson: float
-    hutchinson_stderr: float
-    round_trip: tuple[float, float, float]
-    nfe: int
-    nfe_tight: int
-    resolved: bool
-
-    def as_metrics(self) -> Metrics:
-        """Flat names and values."""
-        flat: dict[str, Any] = {f"check_{key}": value for key, value in vars(self).items() if key != "round_trip"}
-        for name, value in zip(("median", "95", "max"), self.round_trip, strict=True):
-            flat[f"check_round_trip_{name}"] = value
-        resolved = flat.pop("check_resolved")
-        return {**flat, "resolved": resolved}
-
-
-@dataclass(frozen=True)
-class Rescored:
-    """Log-densities as they are reported, beside those of a better solve.
-
-    Attributes:
-        reported: as asked.
-        nfe_tight: evaluations of the better solve.
-        change: paired mean change of log_prob, nats, with its error.
-    """
-
-    reported: Result
-    nfe_tight: int
-    change: metrics.Estimate
-
-
-@torch.no_grad()
-def rescored(flow: Flow, x: Tensor, *, seed: int, batch_size: int) -> Rescored:
-    """Score x (N, ...) as asked, and in float64 with 10x tighter tolerances or twice the steps.
-
-    Both anew: the noise of a row (probes, extra coordinates) depends on its number in the call.
-    """
-    # deepcopy, because casting moves a module's own numbers
-    tight = copy.deepcopy(flow).cast(torch.float64, flow.device)
-    if isinstance(tight, ContinuousFlow):
-        assert isinstance(tight.solver, Solver)  # a stochastic one has no likelihood to check
-        tight = tight.with_solver(tightened(tight.solver))
-    reported = flow.log_prob(x, seed=seed, batch_size=batch_size).cpu()
-    better = tight.log_prob(x, seed=seed, batch_size=batch_size).cpu()
-    change = (better.value - reported.value).double()
-    inside = torch.isfinite(change)  # outside of a base without tails both are infinite
-    return Rescored(reported, better.nfe, metrics.mean_and_stderr(change[inside]))
-
-
-def _spread_out(x: Tensor, rows: int) -> Tensor:
-    """At most so many rows of x (N, ...), evenly spaced."""
-    return x[torch.linspace(0, len(x) - 1, min(rows, len(x))).round().long()]
-
-
-@torch.no_grad()
-def self_check(flow: Flow, x: Tensor, nll_stderr: float, *, rows: int, batch_size: int, seed: int) -> SelfCheck:
-    """Check the log-densities of x (N, ...) on evenly spaced rows of them."""
-    points = _spread_out(x, rows)
-    twice = rescored(flow, points, seed=seed, batch_size=batch_size)
-    there_and_back = flow.decode(flow.encode(points, batch_size=batch_size).value, batch_size=batch_size).value
-    estimate = None
-    if isinstance(flow, ContinuousFlow) and not isinstance(flow.divergence, Hutchinson):
-        probing = flow.with_divergence(Hutchinson(probes=4, distribution="rademacher"))
-        estimate = probing.log_prob(points, seed=seed, batch_size=batch_size).value.cpu()
-    reported, change = twice.reported.value, twice.change
-    difference = metrics.mean_and_stderr(torch.full((2,), math.nan) if estimate is None else reported - estimate)
-    error = (there_and_back.cpu() - points).abs().flatten(1).amax(1).double()
-    quantiles = torch.quantile(error, torch.tensor([0.5, 0.95, 1.0], dtype=torch.float64))
-    return SelfCheck(
-        rows=len(points),
-        change=change.mean,
-        change_stderr=change.stderr,
-        hutchinson=difference.mean,
-        hutchinson_stderr=difference.stderr,
-        round_trip=(float(quantiles[0]), float(quantiles[1]), float(quantiles[2])),
-        nfe=twice.reported.nfe,
-        nfe_tight=twice.nfe_tight,
-        # the mean's own scatter counts too: five rows that happen to agree resolve nothing
-        resolved=abs(change.mean) + (change.stderr if len(points) > 1 else 0.0) < nll_stderr / 10,
-    )

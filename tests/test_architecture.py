@@ -16,7 +16,7 @@ FLOORS = {
     6: ["", "__main__"],  # the front doors: `import flowcli`, `python -m flowcli`
     5: ["tasks", "tasks.*"],
     4: ["engine", "build", "console"],
-    3: ["objectives", "evaluate", "quality", "diagnostics", "pictures", "pictures.*", "cli"],
+    3: ["objectives", "evaluate", "resolution", "quality", "diagnostics", "pictures", "pictures.*", "cli"],
     2: [
         *["flows", "flows.base", "flows.parts", "flows.fields", "flows.clocks", "flows.continuous", "flows.augmented"],
         *["flows.cnf", "flows.oracle", "flows.discrete"],

@@ -13,7 +13,6 @@ from flowcli.dataset import Mixture, TrainingData
 from flowcli.divergence import Exact, Hutchinson
 from flowcli.ends import Ends
 from flowcli.errors import UserError
-from flowcli.evaluate import self_check
 from flowcli.flows.augmented import AugmentedFlow, augmented_moments, augmented_shape
 from flowcli.flows.cnf import CNF
 from flowcli.flows.fields import Field
@@ -23,6 +22,7 @@ from flowcli.networks.mlp import MLP
 from flowcli.objectives import FlowMatching
 from flowcli.parametrizations import Moments
 from flowcli.paths import OT, VP
+from flowcli.resolution import self_check
 from flowcli.solvers import Adaptive, FixedStep, Solver
 from flowcli.transforms import Affine
 

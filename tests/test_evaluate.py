@@ -19,6 +19,7 @@ from flowcli.flows.oracle import Oracle
 from flowcli.flows.parts import Parts
 from flowcli.paths import OT, VE, VP, Path
 from flowcli.randomness import generator
+from flowcli.resolution import SelfCheck, self_check
 from flowcli.solvers import Adaptive, FixedStep, Solver, tightened
 
 TWO_SAMPLE = ("w2", "mmd", "energy_distance", "c2st")
@@ -172,9 +173,9 @@ def test_bits_per_dim_averages_probabilities_over_draws():
     assert found["dequantization_draws"] == 2
 
 
-def check(dataset: Dataset, solver: Solver) -> evaluate.SelfCheck:
+def check(dataset: Dataset, solver: Solver) -> SelfCheck:
     made, x = flow(dataset, VP(0.1, 20.0), solver), dataset.points("test")
-    return evaluate.self_check(made, x, 0.05, rows=40, batch_size=1000, seed=0)
+    return self_check(made, x, 0.05, rows=40, batch_size=1000, seed=0)
 
 
 def test_the_self_check_resolves_a_tight_solve_and_no_coarse_one(dataset):

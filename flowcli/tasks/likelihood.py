@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowcli import build, console, evaluate, plots, processes
 from flowcli.errors import UserError, integer
+from flowcli.resolution import self_check
 from flowcli.storage import replacing, write_json
 from flowcli.tasks.events import Events, open_events
 
@@ -69,7 +70,7 @@ def _score(config: Mapping[str, Any], folder: Path) -> float:
         )
     checked = None
     if check_rows:
-        checked = evaluate.self_check(flow, scored.x, stderr, rows=check_rows, batch_size=batch_size, seed=seed)
+        checked = self_check(flow, scored.x, stderr, rows=check_rows, batch_size=batch_size, seed=seed)
         found |= checked.as_metrics()
     _write(scored.numbers, log_prob, None if result.stderr is None else result.stderr.cpu(), folder)
     plots.likelihood(log_prob.numpy(), folder / "log_prob.png", true_log_prob=None if truth is None else truth.numpy())
