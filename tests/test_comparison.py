@@ -219,6 +219,13 @@ def test_equal_models_tie_and_a_worse_one_is_worse():
     assert found["nll"].floor is not None and found["nll"].floor.mean == pytest.approx(TRUTH.mean())
 
 
+def test_of_many_ties_the_table_tells():
+    runs = [run for n in range(8) for run in sweep({"ot": 0.01 + 0.2 * (n == 7)}, trainer={"lr": 1.0 + n})]
+    lines = verdict(standings(runs))
+    assert "and 5 more rows tie for the lowest NLL" in lines[0] and not any(" ties (" in line for line in lines)
+    assert [line.split()[0] for line in lines if " is worse by " in line] == ["trainer.lr=8"]
+
+
 def test_against_a_baseline_rows_may_be_better():
     found = standings(sweep({"ot": 0.2, "vp": 0.01}), baseline="path=ot")
     assert marks(found, "nll") == {"path=ot": "reference", "path=vp": "better"}

@@ -10,8 +10,10 @@ from flowcli.comparison.standings import LEVEL, Score, Standing, Standings, prim
 from flowcli.comparison.variants import Group, Variant
 from flowcli.numbers import format_value, number_of, signed
 
-MOST_SENTENCES = 12
-"""Rows that are spoken of one by one."""
+MOST_SENTENCES, MOST_TIES = 12, 4
+"""Rows that are spoken of one by one, and of ties: of more the table has the intervals."""
+MOST_NAMES = 6
+"""Rows in one sentence."""
 RESOLVED = 0.1
 """A likelihood is resolved where its solver's error is below this share of what it is compared by."""
 
@@ -56,10 +58,11 @@ def _ranking(group: Group, main: Standing, gap: Standing) -> Iterator[str]:
         yield f"{tied} tie for the lowest {what}; the lowest is {labels[reference]}: {head}."
     else:
         yield f"{labels[reference]} has the lowest {what}: {head}."
-    for index in others[:MOST_SENTENCES]:
+    told = [index for index in others if index not in ties] if len(ties) > MOST_TIES else others
+    for index in told[:MOST_SENTENCES]:
         yield f"{labels[index]} {_compared(main.scores[index], unit)}."
-    if len(others) > MOST_SENTENCES:
-        yield f"{len(others) - MOST_SENTENCES} more rows: see the table."
+    if len(told) > MOST_SENTENCES:
+        yield f"{len(told) - MOST_SENTENCES} more rows: see the table."
 
 
 def _compared(score: Score, unit: str) -> str:
@@ -209,4 +212,6 @@ def _why_not(variant: Variant) -> str | None:
 
 
 def _list(names: Sequence[str]) -> str:
+    if len(names) > MOST_NAMES:
+        return f"{', '.join(names[:2])} and {len(names) - 2} more rows"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
