@@ -284,12 +284,48 @@ def test_an_infinite_likelihood_is_worse_without_bound():
     assert any("without bound" in line for line in verdict(found))
 
 
-def test_a_solver_error_that_matters_is_said():
-    runs = sweep({"ot": 0.0, "vp": 0.1})
+def test_what_is_not_resolved_is_not_ranked():
+    """A coarse solve can report a density above the true one: it must not win."""
+    runs = sweep({"ot": -0.5, "vp": 0.1, "ve": 0.3})
     assert any(line.startswith("Resolved") for line in verdict(standings(runs)))
     for run in runs[:3]:
-        run.scores.metrics["nll_solver_error"] = 0.01
-    assert any(line.startswith("Not resolved") and "path=ot" in line for line in verdict(standings(runs)))
+        run.scores.metrics["nll_solver_error"] = 0.5
+    found = standings(runs)
+    assert marks(found, "nll") == {"path=ot": "unresolved", "path=vp": "reference", "path=ve": "worse"}
+    assert marks(found, "nll_gap")["path=ot"] == "unresolved" and marks(found, "w2")["path=ot"] != "unresolved"
+    lines = verdict(found)
+    assert lines[0].startswith("path=vp has the lowest NLL")
+    assert any(line.startswith("Not resolved") and "path=ot (0.5 nats)" in line for line in lines)
+    section, _ = present.section(found, metrics=["nll"], sort=None)
+    (cell,) = [row[2] for row in section.rows if row[0].text == "path=ot"]
+    assert cell.text.endswith(" ?") and cell.mark == "" and "not resolved" in cell.detail
+
+
+def test_where_nothing_is_resolved_samples_decide():
+    runs = sweep({"ot": -0.5}) + sweep({"vp": 0.1}, excess=0.5)
+    for run in runs:
+        run.scores.metrics["nll_solver_error"] = 0.5
+    lines = verdict(standings(runs))
+    assert lines[0].startswith("Not resolved") and "path=ot has the lowest W2" in lines[1]
+
+
+def test_a_difference_within_the_solvers_errors_is_not_real():
+    runs = sweep({"ot": 0.0, "vp": 0.004}, seeds=range(8))
+    for run in runs:
+        noise = np.random.default_rng(run.record.config["seed"]).normal(size=POINTS)  # the same for both
+        run.scores.units["log_prob"] = -(TRUTH + 0.004 * (run.record.choices["path"] == "vp") + 1e-5 * noise)
+    assert marks(standings(runs), "nll")["path=vp"] == "worse"
+    for run in runs:
+        run.scores.metrics["nll_solver_error"] = 0.003
+    assert marks(standings(runs), "nll")["path=vp"] == "tie"
+
+
+def test_a_baseline_that_cannot_be_ranked_is_said_to_be_so():
+    runs = sweep({"ot": 0.0, "vp": 0.1})
+    for run in runs[:3]:
+        run.scores.metrics["nll_solver_error"] = 0.5
+    found = standings(runs, baseline="path=ot")
+    assert "path=ot cannot be ranked" in verdict(found)[0] and found["nll"].reference is None
 
 
 def test_preconditioned_rows_that_differ_in_the_path_alone_are_one_network():

@@ -11,7 +11,7 @@ from flowcli.comparison.words import between, verdict
 from flowcli.errors import UserError
 from flowcli.numbers import format_value, number_of, signed, text_of
 
-MARKS: dict[str, view.Mark] = {"reference": "best", "tie": "tie", "worse": "worse", "better": "better", "": ""}
+MARKS: dict[str, view.Mark] = {"reference": "best", "tie": "tie", "worse": "worse", "better": "better"}
 
 
 def section(found: Standings, *, metrics: Sequence[str] | None, sort: str | None) -> tuple[view.Section, list[int]]:
@@ -111,10 +111,10 @@ def _columns(standing: Standing, main: str | None) -> list[view.Column]:
 
 def _cells(group: Group, standing: Standing, index: int, main: str | None) -> list[view.Cell]:
     score = standing.scores[index]
-    mark = MARKS[score.verdict] if standing.best or score.verdict != "reference" else ""
+    mark = MARKS.get(score.verdict, "") if standing.best or score.verdict != "reference" else ""
     order = number_of(score.value)
     has_column = standing.name == main and standing.reference is not None  # of the difference
-    detail = "" if has_column else _detail(group, standing, score)
+    detail = "" if has_column and score.verdict != "unresolved" else _detail(group, standing, score)
     cell = view.Cell(_text(score), order if order is not None else _words(score), mark, detail)
     if not has_column:
         return [cell]
@@ -126,7 +126,7 @@ def _cells(group: Group, standing: Standing, index: int, main: str | None) -> li
 
 
 def _text(score: Score) -> str:
-    return format_value(score.value, score.spread)
+    return format_value(score.value, score.spread) + (" ?" if score.verdict == "unresolved" else "")
 
 
 def _words(score: Score) -> str | None:
@@ -141,6 +141,8 @@ def _detail(group: Group, standing: Standing, score: Score) -> str:
         than = group.variants[standing.reference].label
         told = f"{signed(score.difference.value, width)} {between(score)} from {than}"
         parts.append(told)
+    if score.verdict == "unresolved":
+        parts.append("not resolved")
     if score.at_floor:
         parts.append("as true samples score")
     return "; ".join(parts)
@@ -159,6 +161,8 @@ def _is_numeric(group: Group, key: str) -> bool:
 # ---------------------------------------------------------------- remarks
 def _remarks(group: Group, found: Standings, names: Sequence[str]) -> list[str]:
     said = []
+    if any(score.verdict == "unresolved" for name in names for score in found[name].scores):
+        said.append("? not resolved: the solver's error is too large for the figure to be ranked")
     many = {len(variant.runs) > 1 for variant in group.variants}
     if many == {True}:
         said.append(f"±: standard deviation over the {'runs' if group.averaged else 'seeds'}")

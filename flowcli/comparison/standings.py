@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowcli.comparison.catalogue import TWO_SAMPLE, UNITS, costs, figure
+from flowcli.comparison.resolved import LIKELIHOODS, is_resolved, solver_error
 from flowcli.comparison.variants import Group, Scored, Variant
 from flowcli.numbers import Scalar, number_of
 from flowcli.significance import Average, Difference, average, differences
@@ -19,7 +20,7 @@ AT_FLOOR = 2.0
 FLOOR = "_floor"
 
 Array = NDArray[np.float64]
-Verdict = Literal["", "reference", "tie", "worse", "better"]
+Verdict = Literal["", "reference", "tie", "worse", "better", "unresolved"]
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,10 @@ def known(group: Group) -> list[str]:
 
 
 def primary(group: Group) -> str | None:
-    """The figure that the verdict is about: the likelihood, else the distance of the samples."""
-    for name in ("nll", "w2"):
-        if any(_behind(variant, name) is not None for variant in group.variants):
-            return name
-    return None
+    """The figure that the verdict is about: the likelihood where some row's is resolved, else the samples' distance."""
+    if any(_behind(variant, "nll") is not None and is_resolved(variant) for variant in group.variants):
+        return "nll"
+    return "w2" if any(_behind(variant, "w2") is not None for variant in group.variants) else None
 
 
 def _has_floor(name: str) -> bool:
@@ -116,23 +116,41 @@ def _standing(group: Group, name: str, baseline: int | None) -> Standing:
     averages = [None if each is None else average(each) for each in behind]
     excess = [_excess(variant, name) for variant in group.variants]
     at_floor = [each is not None and each.mean <= AT_FLOOR * each.stderr for each in excess]
-    having = [index for index, each in enumerate(behind) if each is not None]
-    reference = min(having, key=lambda index: _mean(averages[index])) if baseline is None else baseline
+    errors = [_error_of_solver(variant, name) for variant in group.variants]
+    ranked = [index for index, each in enumerate(behind) if each is not None and errors[index] is not None]
+    reference = _reference(ranked, averages, baseline)
     found: dict[int, Difference] = {}
-    if len(having) > 1 and reference in having:
-        columns = [each for each in behind if each is not None]
-        found = dict(zip(having, differences(columns, having.index(reference), level=LEVEL, seed=0), strict=True))
+    if reference is not None and len(ranked) > 1:
+        columns = [each for index, each in enumerate(behind) if each is not None and index in ranked]
+        found = dict(zip(ranked, differences(columns, ranked.index(reference), level=LEVEL, seed=0), strict=True))
     scores = []
     for index, each in enumerate(averages):
         if each is None:
             scores.append(Score(None))
             continue
         difference = found.get(index)
-        floors = at_floor[index] and reference is not None and at_floor[reference]
-        verdict = _verdict(difference, index == reference, floors or group.seeds_alone)
+        no_matter = group.seeds_alone
+        if difference is not None and reference is not None:
+            no_matter |= at_floor[index] and at_floor[reference]
+            no_matter |= 0 < abs(difference.value) <= (errors[index] or 0.0) + (errors[reference] or 0.0)
+        verdict = _verdict(difference, index == reference, no_matter) if index in ranked else "unresolved"
         own = tuple(np.asarray(behind[index]).mean(1).tolist())
         scores.append(Score(each.mean, _spread(each), each, difference, verdict, at_floor[index], own))
     return Standing(name, tuple(scores), reference if found else None, _floor(group, name), baseline is None)
+
+
+def _reference(ranked: list[int], averages: list[Average | None], baseline: int | None) -> int | None:
+    """The row to compare with: the baseline, if it can be ranked, else the lowest."""
+    if baseline is not None:
+        return baseline if baseline in ranked else None
+    return min(ranked, key=lambda index: _mean(averages[index])) if ranked else None
+
+
+def _error_of_solver(variant: Variant, name: str) -> float | None:
+    """Of a figure, in its own units; None where it is too large for the figure to be ranked."""
+    if name not in LIKELIHOODS:
+        return 0.0
+    return solver_error(variant) if is_resolved(variant) else None
 
 
 def _mean(found: Average | None) -> float:

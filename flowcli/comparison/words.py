@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from flowcli.comparison.catalogue import figure
 from flowcli.comparison.differences import choices_of
+from flowcli.comparison.resolved import is_resolved, solver_error
 from flowcli.comparison.standings import LEVEL, Score, Standing, Standings, primary
 from flowcli.comparison.variants import Group, Variant
-from flowcli.numbers import format_value, number_of, signed
+from flowcli.numbers import format_value, signed
 
 MOST_SENTENCES, MOST_TIES = 12, 4
 """Rows that are spoken of one by one, and of ties: of more the table has the intervals."""
 MOST_NAMES = 6
 """Rows in one sentence."""
-RESOLVED = 0.1
-"""A likelihood is resolved where its solver's error is below this share of what it is compared by."""
 
 
 def verdict(found: Standings) -> list[str]:
@@ -23,21 +21,28 @@ def verdict(found: Standings) -> list[str]:
     group, main = found.group, primary(found.group)
     if main is None:
         return ["None of these runs has a likelihood or samples that could be compared."]
-    said = [*_ranking(group, found[main], found["nll_gap"])]
+    said = list(_resolved(group)) if main != "nll" else []
+    said += _ranking(found, found[main])
     if main == "nll":
         said += [f"{row.label} has no likelihood: {_why_not(row)}." for row in group.variants if _why_not(row)]
     said += _samples(group, found["w2"]) if main != "w2" else []
     said += _covered(group, found[main])
     said += _one_network(group)
-    said += _resolved(group, found[main]) if main == "nll" else []
+    said += _resolved(group) if main == "nll" else []
     return said
 
 
 # ---------------------------------------------------------------- who is better
-def _ranking(group: Group, main: Standing, gap: Standing) -> Iterator[str]:
+def _ranking(found: Standings, main: Standing) -> Iterator[str]:
+    group, gap = found.group, found["nll_gap"]
     what, unit = figure(main.name).title, figure(main.name).unit
     labels = [variant.label for variant in group.variants]
-    scored = [index for index, score in enumerate(main.scores) if score.average is not None]
+    scored = [
+        index for index, score in enumerate(main.scores) if score.average is not None and score.verdict != "unresolved"
+    ]
+    if found.baseline is not None and main.reference is None:
+        yield f"{labels[found.baseline]} cannot be ranked by its {what}, so nothing is compared with it."
+        return
     reference = main.reference if main.reference is not None else scored[0]
     head = f"{what} {_value(main.scores[reference])}{_unit(unit)}{_above(main, gap, reference)}"
     if len(scored) == 1:
@@ -163,34 +168,19 @@ def _only_paths(keys: Sequence[str]) -> bool:
     return all(key == "path" or key.startswith("path.") for key in keys)
 
 
-def _resolved(group: Group, main: Standing) -> Iterator[str]:
-    """Whether the likelihoods are the models' own, and not their solver's."""
-    worst: list[tuple[float, float, str]] = []
-    for index, variant in enumerate(group.variants):
-        errors = [
-            error for error in map(_solver_error, (run.scores.metrics for run in variant.runs)) if error is not None
-        ]
-        score = main.scores[index]
-        if errors and score.average is not None:
-            difference = score.difference
-            half = None if difference is None else (difference.high - difference.low) / 2
-            yardstick = half if half and math.isfinite(half) else score.average.stderr
-            worst.append((max(errors), yardstick, variant.label))
-    if not worst:
-        return
-    unresolved = [f"{label} ({error:.1e})" for error, yardstick, label in worst if error > RESOLVED * yardstick]
-    if unresolved:
+def _resolved(group: Group) -> Iterator[str]:
+    """Whether the likelihoods are the models' own, and not their solvers'."""
+    having = [variant for variant in group.variants if any("log_prob" in run.scores.units for run in variant.runs)]
+    wrong = sorted((variant for variant in having if not is_resolved(variant)), key=solver_error, reverse=True)
+    if wrong:
+        told = _list([f"{variant.label} ({solver_error(variant):.1g} nats)" for variant in wrong])
         yield (
-            f"Not resolved: the solver's error in the NLL of {_list(unresolved)} nats is more than a tenth of what it "
-            "is compared by; tighten the solver (solver=dopri5 solver.rtol=1e-6 solver.atol=1e-6)."
+            f"Not resolved, so not ranked by likelihood: {told}. The solver's error is above a tenth of the standard "
+            "error of the NLL; with solver=dopri5 added to this command all rows are solved tightly."
         )
-    else:
-        yield f"Resolved: the solver's error is at most {max(error for error, _, _ in worst):.1e} nats in any row."
-
-
-def _solver_error(metrics: dict[str, Any]) -> float | None:
-    error, stderr = number_of(metrics.get("nll_solver_error")), number_of(metrics.get("nll_solver_error_stderr"))
-    return None if error is None else abs(error) + (stderr or 0.0)
+    if len(wrong) < len(having):
+        most = max(solver_error(variant) for variant in having if variant not in wrong)
+        yield f"Resolved: the solver's error is at most {most:.1e} nats in {'the other rows' if wrong else 'any row'}."
 
 
 # ---------------------------------------------------------------- parts of sentences
