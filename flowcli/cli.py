@@ -372,16 +372,18 @@ def compare(
     folders = [Path(word) for word in runs if word not in words]
     if not folders:
         raise typer.BadParameter("name at least one run folder", ctx=ctx)
+    if out is not None and format != "text":
+        raise typer.BadParameter(f"--out is where the page goes, and --format {format} writes none", ctx=ctx)
     raise typer.Exit(
         launch.perform(
             "compare",
             runs=folders,
             words=words,
-            by=_split(by),
+            by=_split("--by", by, ctx),
             baseline=baseline,
             sort=sort,
             filters=filter or (),
-            metrics=_split(metrics),
+            metrics=_split("--metrics", metrics, ctx),
             nfe=_numbers(nfe, ctx),
             format=format,
             out=None if out is None else Path(out),
@@ -392,13 +394,16 @@ def compare(
     )
 
 
-def _split(told: str | None) -> list[str] | None:
-    return None if told is None else [name.strip() for name in told.split(",") if name.strip()]
+def _split(flag: str, told: str | None, ctx: typer.Context) -> list[str] | None:
+    names = [] if told is None else [name.strip() for name in told.split(",") if name.strip()]
+    if told is not None and not names:
+        raise typer.BadParameter(f"{flag} names nothing", ctx=ctx)
+    return names or None
 
 
 def _numbers(told: str | None, ctx: typer.Context) -> list[int]:
     try:
-        return [int(word) for word in _split(told) or ()]
+        return [int(word) for word in _split("--nfe", told, ctx) or ()]
     except ValueError:
         raise typer.BadParameter(f"--nfe {told}: want whole numbers, 1,2,4,8", ctx=ctx) from None
 
@@ -432,4 +437,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """What the console script calls."""
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # closed by the caller, `>&-`
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     sys.exit(main())

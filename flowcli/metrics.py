@@ -32,9 +32,11 @@ def wasserstein_2(x: Tensor, y: Tensor, *, generator: torch.Generator) -> float:
     r"""2-Wasserstein distance of two empirical measures: the root of the least mean squared cost of transport.
 
     Exact (a linear programme) up to EXACT_LIMIT points a side, `sliced_wasserstein_2` beyond, which is another, smaller
-    number: compare only values of the same sizes.
+    number: compare only values of the same sizes. NaN where a point is not finite.
     """
     x, y = _pair(x, y)
+    if not bool(x.isfinite().all() and y.isfinite().all()):
+        return math.nan
     if max(len(x), len(y)) > EXACT_LIMIT:
         return sliced_wasserstein_2(x, y, projections=_PROJECTIONS, generator=generator)
     a, b = (np.full(len(points), 1 / len(points)) for points in (x, y))
@@ -86,9 +88,11 @@ def classifier_accuracy(x: Tensor, y: Tensor) -> float:
 
     $k$ nearest neighbours with $k = \lfloor\sqrt{n}\rfloor$ among the first halves, asked about the second ones; y's
     standard deviations are the unit of every coordinate. Mean 1/2 for equal distributions, 1 where nothing overlaps
-    (Lopez-Paz and Oquab, arXiv 1610.06545).
+    (Lopez-Paz and Oquab, arXiv 1610.06545). NaN where a point is not finite.
     """
     x, y = _pair(x, y)
+    if not bool(x.isfinite().all() and y.isfinite().all()):
+        return math.nan
     scale = y.std(0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     size = min(len(x), len(y))

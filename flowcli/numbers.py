@@ -56,7 +56,9 @@ def shortened(text: str) -> str:
 
 def signed(value: float, width: float) -> str:
     """A difference with its sign, and as many digits as an interval of this width warrants: two of it."""
-    if not math.isfinite(value):
+    if math.isnan(value):
+        return MISSING
+    if math.isinf(value):
         return "+∞" if value > 0 else "−∞"
     usable = math.isfinite(width) and width > SMALLEST_ERROR
     decimals = max(0, min(10, 1 - math.floor(math.log10(width)))) if usable else 4

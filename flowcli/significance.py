@@ -101,18 +101,22 @@ def resampled(variants: Sequence[Array], *, seed: int) -> Array:
     return found
 
 
-def differences(variants: Sequence[Array], reference: int, *, level: float, seed: int) -> list[Difference]:
+def differences(
+    variants: Sequence[Array], reference: int, *, level: float, chosen: bool, seed: int
+) -> list[Difference]:
     """Each variant's difference from the one at `reference`, the reference's own being 0.
 
-    level: of all intervals together, 0.95 say: each of the m is taken at 1 - (1 - level) / m (Bonferroni), so that
-    the best of many equal variants is not called better for having been chosen as the best.
+    level: of all intervals together, 0.95 say: each is taken at 1 - (1 - level) / m (Bonferroni) for m comparisons: one
+    fewer than variants; or, if the reference was chosen because it is the lowest, all pairs, because the lowest of many
+    equal variants is low by chance.
     """
     finite = [bool(np.isfinite(scores).all()) for scores in variants]
     means = [float(scores.mean()) for scores in variants]
     usable = [index for index, ok in enumerate(finite) if ok]
     column = {index: place for place, index in enumerate(usable)}
     replicates = resampled([variants[index] for index in usable], seed=seed) if usable else np.empty((REPLICATES, 0))
-    others = max(len(variants) - 1, 1)
+    count = len(variants)
+    compared = max(count * (count - 1) // 2 if chosen else count - 1, 1)
     found = []
     for index, scores in enumerate(variants):
         alone = len(scores) == 1 or len(variants[reference]) == 1
@@ -124,7 +128,7 @@ def differences(variants: Sequence[Array], reference: int, *, level: float, seed
             found.append(Difference(gap, math.nan, math.nan, alone))
             continue
         spread = float((replicates[:, column[index]] - replicates[:, column[reference]]).std(ddof=1))
-        half = spread * _quantile(1 - (1 - level) / (2 * others), _freedom(scores, variants[reference]))
+        half = spread * _quantile(1 - (1 - level) / (2 * compared), _freedom(scores, variants[reference]))
         value = means[index] - means[reference]
         found.append(Difference(value, value - half, value + half, alone))
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import yaml
 
 from flowcli import scores
@@ -240,6 +241,28 @@ def test_all_runs_are_solved_by_one_solver_if_asked(sweep, capsys, unscored):
     assert {row["mean"] for row in rows if row["figure"] == "nfe_sample"} == {"5"} and len(unscored) == 6
 
 
+def test_all_runs_measured_alike_are_called_alike(sweep, capsys):
+    """Of what is forced on all runs no row and no remark tells otherwise."""
+    capsys.readouterr()
+    assert main(["compare", "sweep", *QUICK, "solver=heun3", "solver.steps=4", "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["row"] for row in told["groups"][0]["rows"]] == ["trainer.steps=80", "trainer.steps=160"]
+    assert main(["compare", "sweep", *QUICK, "solver=heun3", "solver.steps=4", "--format", "markdown"]) == 0
+    told = capsys.readouterr().out
+    assert "solver=heun3" in told and "solver=rk4" not in told
+
+
+def test_a_run_whose_samples_are_not_finite_is_left_out(sweep, capsys):
+    (file,) = (sweep / "0" / "checkpoints").glob("step-*/ema.safetensors")
+    tensors = safetensors.numpy.load_file(file)
+    weight = next(name for name in tensors if name.endswith("weight"))
+    safetensors.numpy.save_file({**tensors, weight: tensors[weight] * np.float32(1e30)}, file)
+    capsys.readouterr()
+    assert main(["compare", "sweep", *QUICK, "--format", "csv"]) == 0
+    lost = [row for row in csv.DictReader(io.StringIO(capsys.readouterr().out)) if row["verdict"] == "not scored"]
+    assert [row["row"] for row in lost] == ["sweep/0"]
+
+
 @pytest.mark.slow
 def test_curves_of_quality_against_cost(sweep, capsys):
     assert main(["compare", "sweep", *QUICK, "nfe_draws=2", "--nfe", "1,4", "--out", "report"]) == 0
@@ -268,6 +291,8 @@ def test_curves_of_quality_against_cost(sweep, capsys):
         (["sweep", "evaluation.draws=1"], "draws must be a whole number >= 2"),
         (["sweep", "solver=euler,rk4"], "one value"),
         (["solver=euler"], "name at least one run"),
+        (["sweep", "--format", "csv", "--out", "x"], "--out is where the page goes"),
+        (["sweep", "--by", ""], "--by names nothing"),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(words, told, sweep, capsys):

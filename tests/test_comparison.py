@@ -16,7 +16,7 @@ from flowcli.comparison import exports, present, text, view
 from flowcli.comparison.catalogue import cost, costs
 from flowcli.comparison.differences import differing
 from flowcli.comparison.standings import Standings, known
-from flowcli.comparison.variants import Scored, filtered, grouped, one_row
+from flowcli.comparison.variants import Scored, filtered, grouped, one_row, without_repeats
 from flowcli.comparison.words import verdict
 from flowcli.errors import UserError
 from flowcli.numbers import format_value, signed
@@ -202,6 +202,28 @@ def test_a_baseline_is_exactly_one_row():
             one_row(group, told)
 
 
+def test_the_same_run_again_is_no_seed_of_its_own():
+    runs = [*sweep({"ot": 0.0}, seeds=(0, 1)), *sweep({"ot": 0.0}, seeds=(1, 2))]
+    kept, again = without_repeats(runs)
+    assert [run.record.config["seed"] for run in kept] == [0, 1, 2] and len(again) == 1
+
+
+def test_names_that_would_be_alike_are_written_out():
+    runs = [scored(name, 0.3 * n, path=OT, source=f"{name}{'x' * 40}") for n, name in enumerate("ab")]
+    (group,) = grouped(runs, None)
+    assert [variant.label[:8] for variant in group.variants] == ["source=a", "source=b"]
+
+
+def test_by_hides_nothing_that_differs_besides():
+    one = {"model": {"precondition": "auto"}}
+    runs = sweep({"ot": 0.0}, trainer={"lr": 1}, **one) + sweep({"vp": 0.1}, trainer={"lr": 2}, **one)
+    found = standings(runs, by=["path"])
+    assert found.group.implied == ("trainer.lr",)
+    section, _ = present.section(found, metrics=None, sort=None)
+    assert any("trainer.lr" in remark for remark in section.remarks)
+    assert not any("one and the same network" in line for line in section.verdict)
+
+
 # ---------------------------------------------------------------- who stands where
 def marks(found: Standings, name: str) -> dict[str, str]:
     return {v.label: s.verdict for v, s in zip(found.group.variants, found[name].scores, strict=True)}
@@ -275,13 +297,32 @@ def test_a_row_without_likelihood_is_compared_by_its_samples():
     assert any("path=vp has no likelihood: an SDE" in line for line in verdict(found))
 
 
+def test_one_odd_run_does_not_silence_the_others():
+    runs = sweep({"ot": 0.0, "vp": 0.1})
+    runs[0].scores.units["log_prob"] = np.zeros(POINTS + 1)
+    runs[0].scores.units["true_log_prob"] = np.zeros(POINTS + 1)
+    found = standings([*runs, *sweep({"ve": 0.2})])
+    assert marks(found, "nll") == {"path=ot": "", "path=vp": "reference", "path=ve": "worse"}
+
+
+def test_where_the_truth_is_rows_alone_nobody_is_called_perfect():
+    runs = sweep({"ot": 0.0}) + sweep({"vp": 0.0}, excess=0.5)
+    for run in runs:
+        del run.scores.units["true_log_prob"]
+    found = standings(runs)
+    assert not any(score.at_floor for score in found["w2"].scores)
+    assert any("known by its rows alone" in line for line in verdict(found))
+
+
 def test_an_infinite_likelihood_is_worse_without_bound():
     runs = sweep({"ot": 0.0, "vp": 0.0})
     for run in runs[3:]:
         run.scores.units["log_prob"][0] = -math.inf
     found = standings(runs)
     assert marks(found, "nll") == {"path=ot": "reference", "path=vp": "worse"}
-    assert any("without bound" in line for line in verdict(found))
+    assert any("without bound: it gives" in line for line in verdict(found))
+    better = standings(runs, baseline="path=vp")
+    assert any("better without bound: the row of reference gives" in line for line in verdict(better))
 
 
 def test_what_is_not_resolved_is_not_ranked():

@@ -67,7 +67,7 @@ def test_a_perfect_sampler_is_within_the_errors_of_its_floor(dataset, yardstick)
     for name in MEASURES:
         assert own.values[name].shape == floor[name].shape == (DRAWS,)
         (value, error), (perfect, scatter) = mean_and_stderr(own.values[name]), mean_and_stderr(floor[name])
-        assert abs(value - perfect) < 3 * math.hypot(error, scatter), name
+        assert abs(value - perfect) < 2 * math.hypot(error, scatter), name
 
 
 def test_the_floor_is_what_other_true_points_score(dataset, yardstick):

@@ -1,5 +1,6 @@
 """Trackers hold what metrics.jsonl holds, each point once, whatever happened to the run; none ends a training."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -8,9 +9,12 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +22,11 @@ import numpy as np
 import pytest
 from forks import Forks
 
-from flowcli import trust
+from flowcli import build, trust
 from flowcli.cli import main
 from flowcli.configs import read
-from flowcli.errors import UserError
-from flowcli.tracking import Feed, Subject, refuse_unsaid
+from flowcli.errors import Interrupted, JobError, UserError
+from flowcli.tracking import Entry, Feed, Subject, Tracker, refuse_unsaid
 from flowcli.tracking.tensorboard import TensorBoard
 
 SHORT = [
@@ -289,8 +293,6 @@ def test_killed_at_any_moment_no_point_is_lost_and_none_doubled(option, forks, t
 @pytest.mark.parametrize("option", QUICK_BACKENDS)
 def test_points_that_a_run_logs_again_are_not_doubled(option, tmp_path):
     """What a kill leaves behind, without the processes: points that no checkpoint counts, and no end."""
-    from flowcli import build
-
     folder = tmp_path / "outputs/train/run"
     folder.mkdir(parents=True)
     node = read(trust.conf_dir() / "logger" / f"{option}.yaml")
@@ -340,6 +342,9 @@ def test_a_missing_package_is_one_line_before_anything_is_written(option, monkey
         (["logger=mlflow", "logger.tracking_uri=nowhere"], "logger.tracking_uri"),
         (["logger=mlflow", "logger.tracking_uri=3"], "logger.tracking_uri"),
         (["logger=mlflow", "logger.tracking_uri=sqlite:///a-file/mlflow.db"], "a-file"),
+        (["logger=mlflow", "logger.tracking_uri=postgresql+psycopg2://u:word@host/x"], "psycopg2"),
+        (["logger=mlflow", "logger.tracking_uri=mysql+csv://u:word@host/x"], "logger.tracking_uri"),
+        (["logger=mlflow", "logger.tracking_uri=mysql://u:word@host:port/x"], "logger.tracking_uri"),
         (["logger=mlflow", "logger.experiment=''"], "logger.experiment"),
         (["logger=mlflow", "logger.artifacts=null"], "logger.artifacts"),
         (["logger=wandb", "logger.mode=disabled"], "logger.mode"),
@@ -353,14 +358,15 @@ def test_a_missing_package_is_one_line_before_anything_is_written(option, monkey
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_setting_is_one_line_before_anything_is_written(words, named, capsys):
+def test_a_wrong_setting_is_one_line_before_anything_is_written(words, named, monkeypatch, capsys):
     option = words[0].removeprefix("logger=")
     if option in OPTIONS and importlib.util.find_spec(option) is None:
         pytest.skip(f"needs {option}")
     Path("a-file").write_text("")
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
     assert main(["train", *SHORT, *words]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and named in error
+    assert error.count("\n") == 1 and named in error and "u:word" not in error
     assert [path.name for path in Path().iterdir()] == ["a-file"]
 
 
@@ -396,16 +402,149 @@ def test_a_broken_database_or_a_server_that_is_gone_does_not_end_a_training(caps
     assert told.out.count("logger=mlflow") == 2 and told.err == "" and (run / "metrics.json").is_file()
 
 
-def test_interrupted_is_not_done(monkeypatch, tmp_path):
-    ends = []
-    tracker = TensorBoard()
-    monkeypatch.setattr(tracker, "end", lambda status, *rest: ends.append(status))
-    from flowcli.errors import Interrupted, JobError
+@contextmanager
+def serving(answer: Any) -> Iterator[str]:
+    """The address of a service that says the same to every request."""
+    content = json.dumps(answer).encode()
 
-    for error in (Interrupted(15, "stopped"), JobError("bad")):
-        with pytest.raises(type(error)), Feed(tracker, Subject(tmp_path, {}, False), pytest.fail):
-            raise error
-    assert ends == ["interrupted", "failed"]
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="needs mlflow")
+def test_a_service_that_is_no_mlflow_does_not_end_a_training(capsys):
+    with serving({"experiment": 3}) as address:
+        run = train("logger=mlflow", f"logger.tracking_uri={address}")
+    told = capsys.readouterr()
+    assert told.out.count("logger=mlflow") == 2 and told.err == "" and (run / "metrics.json").is_file()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="needs mlflow")
+def test_a_server_says_nothing_behind_our_last_words(capsys, tmp_path):
+    info = {"run_id": "ab" * 16, "run_uuid": "ab" * 16, "experiment_id": "1", "status": "RUNNING", "start_time": 1}
+    info |= {"lifecycle_stage": "active", "artifact_uri": (tmp_path / "kept").as_uri()}
+    answer = {"experiment": {"experiment_id": "1", "name": "flowcli"}, "run": {"info": info}, "run_info": info}
+    with serving(answer) as address:
+        train("logger=mlflow", f"logger.tracking_uri={address}")
+    told = capsys.readouterr().out
+    assert "logger=mlflow" not in told and told.splitlines()[-1].startswith("run ")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="needs wandb")
+def test_an_environment_that_a_tracker_refuses_does_not_end_a_training(monkeypatch, capsys):
+    importlib.import_module("wandb").teardown()  # it reads its environment once
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    run = train("logger=wandb")
+    told = capsys.readouterr()
+    assert told.out.count("logger=wandb") == 2 and told.err == "" and (run / "metrics.json").is_file()
+    assert main(["train", *SHORT, "logger=wandb", "logger.mode=online", "hydra.run.dir=outputs/train/other"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "logger.mode" in error and not Path("outputs/train/other").exists()
+
+
+class Told(Tracker):
+    """Keeps what it is asked for."""
+
+    option, packages = "told", ()
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def failures(self) -> tuple[type[Exception], ...]:
+        return ()
+
+    def begin(self, subject: Subject, earlier: Sequence[Entry]) -> None:
+        self.asked.append("begin")
+
+    def log(self, entry: Entry) -> None:
+        self.asked.append("log")
+
+    def settle(self) -> None:
+        self.asked.append("settle")
+
+    def end(self, status: str, step: int, figures: Mapping[str, Any], pictures: Sequence[Path]) -> None:
+        self.asked.append(status)
+
+    def drop(self) -> None:
+        self.asked.append("drop")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(Interrupted(15, "stopped"), "interrupted"), (JobError("bad"), "failed")],
+    ids=["signal", "job"],
+)
+def test_interrupted_is_not_done(error, status, tmp_path):
+    tracker = Told()
+    feed = Feed(tracker, Subject(tmp_path, {}, False), pytest.fail)
+    feed.begin({"metrics.jsonl": 0, "timings.jsonl": 0})
+    with pytest.raises(type(error)), feed:
+        raise error
+    assert tracker.asked == ["begin", status]
+
+
+def test_what_goes_wrong_before_the_tracker_opens_is_what_the_user_hears(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{\n")
+    tracker = Told()
+    with pytest.raises(UserError), Feed(tracker, Subject(tmp_path, {}, True), pytest.fail) as feed:
+        feed.begin({"metrics.jsonl": 2, "timings.jsonl": 0})
+    assert tracker.asked == ["drop"]
+    for option in OPTIONS:
+        shipped = build.construct(read(trust.conf_dir() / "logger" / f"{option}.yaml"), "logger")
+        with pytest.raises(FileNotFoundError), Feed(shipped, Subject(tmp_path, {}, True), pytest.fail):
+            raise FileNotFoundError(2, "the data are gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("metrics.jsonl", b"}"), ("timings.jsonl", b"}"), ("timings.jsonl", b'{"step": 2, "seconds": []}')],
+    ids=["metrics", "timings", "seconds"],
+)
+def test_a_damaged_log_is_one_line_and_nothing_changes(name, damage, capsys):
+    run = train()
+    first, _, rest = (run / name).read_bytes().partition(b"\n")
+    (run / name).write_bytes(damage + b" " * (len(first) - len(damage)) + b"\n" + rest)
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    assert main(["train", "--resume", str(run), "logger=tensorboard"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and name in error
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("cell", "sweep", "name"),
+    [
+        ("s/0", "s", "s/0"),
+        ("s/lr=1/0", "s", "s/lr=1/0"),
+        ("s/a/b/c", "s", "s/a/b/c"),
+        ("s/a/b/c/d", None, "d"),
+        ("s/t/0", "t", "t/0"),
+        ("elsewhere/0", None, "0"),
+    ],
+)
+def test_a_cell_knows_its_sweep(cell, sweep, name, tmp_path):
+    for folder in ("s", *(["s/t"] if sweep == "t" else [])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "multirun.yaml").write_text("")
+    subject = Subject(tmp_path / cell, {}, False)
+    assert (subject.sweep, subject.name) == (sweep, name)
 
 
 # ---------------------------------------------------------------- a stranger's run

@@ -19,6 +19,8 @@ from flowcli.run import METRICS
 from flowcli.storage import write_bytes
 
 PACKAGE = Path(__file__).parents[1]
+HEAD = 33
+"""Bytes of a PNG's signature and first chunk, which holds its size."""
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -55,7 +57,10 @@ def _kept(run: Path, name: str) -> dict[str, view.Figure] | None:
         }
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
-    whole = all(each.png.startswith(PNG) and re.fullmatch(r"[a-z0-9-]+", key) for key, each in made.items())
+    whole = all(
+        each.png.startswith(PNG) and len(each.png) > HEAD and re.fullmatch(r"[a-z0-9-]+", key)
+        for key, each in made.items()
+    )
     return made if whole else None
 
 

@@ -12,14 +12,12 @@ class Figure:
         title: for people.
         help: what it means, one sentence.
         perfect: what a perfect model has, where that is one number for all data.
-        lower: lower is better; None where neither is (a cost, a size).
         unit: of differences.
     """
 
     title: str
     help: str
     perfect: float | None = None
-    lower: bool | None = True
     unit: str = ""
 
 
@@ -38,12 +36,12 @@ FIGURES = {
     "mmd": Figure("MMD²", "Squared maximum mean discrepancy, unbiased: a perfect model is as often below 0 as above."),
     "energy_distance": Figure("energy distance", "Unbiased: a perfect model is as often below 0 as above."),
     "c2st": Figure("C2ST", "How often nearest neighbours tell a sample from a true point: 1/2 if they cannot."),
-    "nfe_sample": Figure("NFE", "Evaluations of the network a batch of samples took.", lower=None),
-    "nfe_log_prob": Figure("NFE, likelihood", "Evaluations a batch of likelihoods took.", lower=None),
-    "parameters": Figure("parameters", "Numbers that training adjusts.", lower=None),
-    "train_seconds": Figure("training, s", "Seconds of training.", lower=None),
-    "sample_seconds_per_1000": Figure("1,000 samples, s", "Seconds that a thousand samples take.", lower=None),
-    "log_prob_seconds_per_1000": Figure("1,000 likelihoods, s", "Seconds for a thousand log-densities.", lower=None),
+    "nfe_sample": Figure("NFE", "Evaluations of the network a batch of samples took."),
+    "nfe_log_prob": Figure("NFE, likelihood", "Evaluations a batch of likelihoods took."),
+    "parameters": Figure("parameters", "Numbers that training adjusts."),
+    "train_seconds": Figure("training, s", "Seconds of training."),
+    "sample_seconds_per_1000": Figure("1,000 samples, s", "Seconds that a thousand samples take."),
+    "log_prob_seconds_per_1000": Figure("1,000 likelihoods, s", "Seconds for a thousand log-densities."),
     "nll_standardised": Figure("NLL, standardised", "NLL in the units that the network sees.", unit="nats"),
     "velocity_error": Figure("velocity error", "Relative distance of the field from the closed-form one.", perfect=0.0),
     "continuity_residual": Figure("continuity residual", "By how much the field fails to move p_t.", perfect=0.0),
@@ -70,4 +68,4 @@ def figure(name: str) -> Figure:
         return Figure(
             f"{sampler[0]}, NFE {sampler[1]}", "W2 of samples that this solver drew with so many evaluations."
         )
-    return FIGURES.get(name, Figure(name, "", lower=None))
+    return FIGURES.get(name, Figure(name, ""))

@@ -15,6 +15,7 @@ from flowcli.comparison.differences import choices_of
 from flowcli.comparison.material import MOST_ROWS, Array, Material
 from flowcli.comparison.standings import Standing, Standings, primary
 from flowcli.comparison.variants import Group, Variant
+from flowcli.numbers import number_of
 from flowcli.run import METRICS
 
 FRAMES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -136,7 +137,7 @@ def _of_flows(
     artist(
         "samples",
         "Samples beside data",
-        f"From the same noise; the limits are those of the data.{cut}",
+        f"Of each row's first seed; the limits are those of the data.{cut}",
         lambda file: plots.sample_grid(
             [(label, each["samples"]) for label, each in shown], data, file, columns=columns
         ),
@@ -147,7 +148,7 @@ def _of_flows(
         artist(
             "densities",
             "Densities",
-            f"Of the models, and the true one where it is known, on one scale.{cut}",
+            f"Of each row's first seed, and the true one where it is known, on one scale.{cut}",
             lambda file: plots.density_grid(
                 first["xs"],
                 first["ys"],
@@ -162,7 +163,7 @@ def _of_flows(
         artist(
             "trajectories",
             "From noise to data",
-            f"Paths of the same noise under each model.{cut}",
+            f"Paths of the same noise (but for models with coordinates of their own), each row's first seed.{cut}",
             lambda file: plots.path_grid([(label, way) for label, way, _ in ways], file, data=data, columns=columns),
         )
         framed = [(label, _at(way, times)) for label, way, times in ways]
@@ -209,17 +210,13 @@ def _loss_of(row: Variant) -> str:
 
 def _validation(run: Path) -> tuple[Array, Array] | None:
     found = [record for record in _lines(run / METRICS) if "validation_loss" in record]
-    pairs = [(record.get("step"), record["validation_loss"]) for record in found]
-    numbers = [(step, value) for step, value in pairs if _is_number(step) and _is_number(value)]
+    pairs = [(number_of(record.get("step")), number_of(record["validation_loss"])) for record in found]
+    numbers = [(step, value) for step, value in pairs if step is not None and value is not None]
     if not numbers:
         return None
     every = math.ceil(len(numbers) / SLOWEST)
     steps, values = np.array(numbers[::every], dtype=float).T
     return steps, values
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

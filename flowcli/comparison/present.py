@@ -144,7 +144,7 @@ def _detail(group: Group, standing: Standing, score: Score) -> str:
     if score.verdict == "unresolved":
         parts.append("not resolved")
     if score.at_floor:
-        parts.append("as true samples score")
+        parts.append("not told from true samples")
     return "; ".join(parts)
 
 
@@ -165,7 +165,8 @@ def _remarks(group: Group, found: Standings, names: Sequence[str]) -> list[str]:
         said.append("? not resolved: the solver's error is too large for the figure to be ranked")
     many = {len(variant.runs) > 1 for variant in group.variants}
     if many == {True}:
-        said.append(f"±: standard deviation over the {'runs' if group.averaged else 'seeds'}")
+        runs = "runs" if group.averaged else "seeds"
+        said.append(f"±: standard deviation over the {runs}; of what a perfect model has, standard error")
     elif many == {False}:
         said.append("±: standard error over test points, or over draws of samples")
     else:

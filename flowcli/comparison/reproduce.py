@@ -57,6 +57,9 @@ def settings(config: Mapping[str, Any], groups: Sequence[Group]) -> list[tuple[s
         ("weights", "averaged, of the best checkpoint"),
         ("solver", "each run's own" if solver is None else _flat(solver)),
     ]
+    if config.get("divergence") is not None:
+        told.append(("divergence", _flat(config["divergence"])))
+    told.append(("draws of --nfe", text_of(config["nfe_draws"])))
     told.append(("evaluation", _flat({key: value for key, value in config["evaluation"].items() if key != "pictures"})))
     made = [_environment(run.path) for run in runs]
     for name in ("flowcli", "torch", "device", "git_commit"):

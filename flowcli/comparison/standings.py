@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import mode
 from typing import Any, Literal
 
 import numpy as np
@@ -111,7 +112,7 @@ def _standing(group: Group, name: str, baseline: int | None) -> Standing:
     behind = [_behind(variant, name) for variant in group.variants]
     if all(each is None for each in behind):
         return Standing(name, tuple(_plain(variant, name) for variant in group.variants))
-    length = max(each.shape[1] for each in behind if each is not None)
+    length = mode(each.shape[1] for each in behind if each is not None)  # one odd run is left out, not the others
     behind = [None if each is None or each.shape[1] != length else each for each in behind]
     averages = [None if each is None else average(each) for each in behind]
     excess = [_excess(variant, name) for variant in group.variants]
@@ -122,7 +123,8 @@ def _standing(group: Group, name: str, baseline: int | None) -> Standing:
     found: dict[int, Difference] = {}
     if reference is not None and len(ranked) > 1:
         columns = [each for index, each in enumerate(behind) if each is not None and index in ranked]
-        found = dict(zip(ranked, differences(columns, ranked.index(reference), level=LEVEL, seed=0), strict=True))
+        made = differences(columns, ranked.index(reference), level=LEVEL, chosen=baseline is None, seed=0)
+        found = dict(zip(ranked, made, strict=True))
     scores = []
     for index, each in enumerate(averages):
         if each is None:
@@ -173,11 +175,10 @@ def _verdict(difference: Difference | None, is_reference: bool, no_matter: bool)
 
 
 def _behind(variant: Variant, name: str) -> Array | None:
-    """What a figure is the mean of (S, N), by the runs that have it."""
-    rows = [_units(run, name) for run in variant.runs]
-    rows = [row for row in rows if row is not None]
+    """What a figure is the mean of (S, N); None where a run has none: the others' mean would be another figure."""
+    rows = [row for row in (_units(run, name) for run in variant.runs) if row is not None]
     lengths = {len(row) for row in rows}
-    return np.stack(rows) if len(lengths) == 1 and lengths != {0} else None
+    return np.stack(rows) if len(rows) == len(variant.runs) and len(lengths) == 1 and lengths != {0} else None
 
 
 def _units(run: Scored, name: str) -> Array | None:
@@ -197,8 +198,11 @@ def _paired(units: Mapping[str, Array], first: str, second: str) -> Array | None
 
 
 def _excess(variant: Variant, name: str) -> Average | None:
-    """By how much a distance lies above its floor, draw by draw, the same true points in both."""
-    if not _has_floor(name):
+    """By how much a distance lies above its floor, draw by draw, the same true points in both.
+
+    None where true samples are known by the splits alone: their draws share rows, so that no error of them is known.
+    """
+    if not _has_floor(name) or not any("true_log_prob" in run.scores.units for run in variant.runs):
         return None
     found = [_paired(run.scores.units, name, name + FLOOR) for run in variant.runs]
     found = [each for each in found if each is not None]

@@ -12,7 +12,7 @@ LONGEST_LABEL = 24
 MOST_TRANSPOSED = 4
 GAP = 2
 STARRED = ("best", "tie")
-STARS = "* lowest, or a tie with it: the interval of their difference holds 0, or both are as good as true samples"
+STARS = "* lowest, or a tie with it: the interval of their difference holds 0, or neither can be told from true samples"
 PERFECT = "  a perfect model"
 
 

@@ -1,11 +1,11 @@
 """Runs become rows: which runs are one variant under several seeds, what a row is called, which rows are asked for."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowcli.comparison.differences import SEED, canonical, choices_of, differing, setting
+from flowcli.comparison.differences import NOT_THE_MODEL, SEED, canonical, choices_of, differing, setting
 from flowcli.errors import UserError
 from flowcli.numbers import number_of, shortened, text_of
 from flowcli.records import RunRecord
@@ -107,6 +107,17 @@ def _equal(found: object, wanted: str) -> bool:
         return text_of(found) == wanted
 
 
+def without_repeats(runs: Sequence[Scored]) -> tuple[list[Scored], list[Scored]]:
+    """The runs, each config and seed once, and those that are the same again: they are no seeds of their own."""
+    last: dict[str, Scored] = {}
+    for run in runs:
+        told = {key: value for key, value in run.record.config.items() if key not in NOT_THE_MODEL}
+        last[f"{run.scores.points} {canonical(told)}"] = run
+    kept = list(last.values())
+    ours = {id(run) for run in kept}
+    return kept, [run for run in runs if id(run) not in ours]
+
+
 # ---------------------------------------------------------------- rows
 def grouped(runs: Sequence[Scored], by: Sequence[str] | None) -> list[Group]:
     """Put runs with the same test points together, and the seeds of one variant into a row.
@@ -129,21 +140,27 @@ def grouped(runs: Sequence[Scored], by: Sequence[str] | None) -> list[Group]:
 def _group(runs: Sequence[Scored], by: Sequence[str] | None, of_data: Sequence[str]) -> Group:
     records = [run.record for run in runs]
     data = [f"data={text_of(setting(records[0], 'data'))}"]
-    data += [f"{key}={shortened(text_of(setting(records[0], key)))}" for key in of_data]
+    data += [
+        f"{key}={shortened(text_of(setting(records[0], key)))}"
+        for key in of_data
+        if setting(records[0], key) is not None
+    ]
     keys = list(by) if by else [key for key in differing(records) if key != SEED]
     rows: dict[str, list[Scored]] = {}
     for run in runs:
         rows.setdefault(canonical([canonical(setting(run.record, key)) for key in keys]), []).append(run)
     ordered = [sorted(members, key=_by_seed) for members in rows.values()]
     telling = _telling(keys, [members[0].record for members in ordered])
+    labels = _labels(telling, ordered)
     variants = tuple(
-        Variant(_label(telling, members), {key: _common(members, key) for key in keys}, tuple(members))
-        for members in ordered
+        Variant(label, {key: _common(members, key) for key in keys}, tuple(members))
+        for label, members in zip(labels, ordered, strict=True)
     )
-    implied = tuple(key for key in keys if key not in telling)
+    everything = [key for key in differing(records) if key != SEED]
     inside = [differing([run.record for run in members]) for members in ordered]
     averaged = tuple(dict.fromkeys(key for found in inside for key in found if key != SEED))
-    alone = len(variants) > 1 and differing(records) == [SEED]
+    implied = tuple(key for key in dict.fromkeys([*keys, *everything]) if key not in (*telling, *averaged))
+    alone = len(variants) > 1 and not everything
     return Group(" ".join(data), tuple(telling), implied, variants, averaged, alone)
 
 
@@ -164,7 +181,7 @@ def _telling(keys: Sequence[str], records: Sequence[RunRecord]) -> list[str]:
         return len({tuple(canonical(setting(record, key)) for key in chosen) for record in records})
 
     chosen: list[str] = []
-    for key in sorted(keys, key=lambda key: (-classes([key]), keys.index(key))):
+    for key in sorted(keys, key=lambda key: (-classes([key]), key != "model", key.count("."), keys.index(key))):
         if classes([*chosen, key]) > classes(chosen) or not chosen:
             chosen.append(key)
     for key in reversed(chosen[:]):  # one that was needed at first may not be in the end
@@ -174,10 +191,19 @@ def _telling(keys: Sequence[str], records: Sequence[RunRecord]) -> list[str]:
     return sorted(chosen, key=keys.index)
 
 
-def _label(keys: Sequence[str], runs: Sequence[Scored]) -> str:
+def _labels(keys: Sequence[str], rows: Sequence[Sequence[Scored]]) -> list[str]:
+    """What each row is called; long values are shortened where that leaves the names different."""
+    for cut in (shortened, str):
+        labels = [_label(keys, members, cut) for members in rows]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{label} ({text_of(str(members[0].record.path))})" for label, members in zip(labels, rows, strict=True)]
+
+
+def _label(keys: Sequence[str], runs: Sequence[Scored], cut: Callable[[str], str]) -> str:
     if not keys:
-        return runs[0].record.path.name if len(runs) == 1 else f"{len(runs)} runs"
-    return " ".join(f"{key}={shortened(text_of(setting(runs[0].record, key)))}" for key in keys)
+        return text_of(runs[0].record.path.name) if len(runs) == 1 else f"{len(runs)} runs"
+    return " ".join(f"{key}={cut(text_of(setting(runs[0].record, key)))}" for key in keys)
 
 
 def one_row(group: Group, told: str) -> int:

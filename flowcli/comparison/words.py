@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from flowcli.comparison.catalogue import figure
-from flowcli.comparison.differences import choices_of
+from flowcli.comparison.differences import SEED, choices_of, differing
 from flowcli.comparison.resolved import is_resolved, solver_error
 from flowcli.comparison.standings import LEVEL, Score, Standing, Standings, primary
 from flowcli.comparison.variants import Group, Variant
-from flowcli.numbers import format_value, signed
+from flowcli.numbers import format_value, signed, text_of
 
 MOST_SENTENCES, MOST_TIES = 12, 4
 """Rows that are spoken of one by one, and of ties: of more the table has the intervals."""
@@ -74,9 +74,15 @@ def _compared(score: Score, unit: str) -> str:
     difference = score.difference
     assert difference is not None
     if math.isinf(difference.value):
-        return f"is {score.verdict} without bound: it gives some of the test points no density at all"
+        which = "it" if difference.value > 0 else "the row of reference"
+        return f"is {score.verdict} without bound: {which} gives some of the test points no density at all"
     interval = f"{signed(difference.value, difference.high - difference.low)}{_unit(unit)} {between(score)}"
-    return {"tie": f"ties ({interval})"}.get(score.verdict, f"is {score.verdict} by {interval.lstrip('+−')}")
+    if score.verdict != "tie":
+        return f"is {score.verdict} by {interval.lstrip('+−')}"
+    why = ""
+    if difference.real:
+        why = "neither can be told from true samples: " if score.at_floor else "within the solvers' errors: "
+    return f"ties ({why}{interval})"
 
 
 def between(score: Score) -> str:
@@ -94,7 +100,9 @@ def _above(main: Standing, gap: Standing, index: int) -> str:
         score = gap.scores[index]
         if score.average is None:
             return ""
-        return f", {format_value(score.average.mean, score.average.stderr)} above the true density on the same points"
+        above = "above" if score.average.mean >= 0 else "below"
+        distance = format_value(abs(score.average.mean), score.average.stderr)
+        return f", {distance} {above} the true density on the same points"
     return _floor_words(main, index)
 
 
@@ -102,7 +110,7 @@ def _floor_words(standing: Standing, index: int) -> str:
     if standing.floor is None:
         return ""
     floor = format_value(standing.floor.mean, standing.floor.stderr)
-    told = "what true samples score" if standing.scores[index].at_floor else "more than true samples score"
+    told = "not told from true samples" if standing.scores[index].at_floor else "true samples"
     return f", {told} ({floor})"
 
 
@@ -112,6 +120,12 @@ def _samples(group: Group, w2: Standing) -> Iterator[str]:
     if not having or w2.floor is None:
         return
     floor = format_value(w2.floor.mean, w2.floor.stderr)
+    if not any("true_log_prob" in run.scores.units for variant in group.variants for run in variant.runs):
+        yield (
+            f"In samples two parts of the data are {floor} apart (W2). The truth is known by its rows alone, and draws "
+            "share rows: the intervals of distances leave out the choice of rows."
+        )
+        return
     labels = [variant.label for variant in group.variants]
     high = [index for index in having if not w2.scores[index].at_floor]
     if not high:
@@ -148,7 +162,8 @@ def _is_trained(variant: Variant) -> bool:
 
 def _one_network(group: Group) -> Iterator[str]:
     """What the mathematics says where nothing but the path differs and the network is preconditioned."""
-    if len(group.variants) < 2 or group.keys[:1] != ("path",) or not _only_paths([*group.keys, *group.implied]):
+    differs = differing([run.record for variant in group.variants for run in variant.runs])
+    if len(group.variants) < 2 or "path" not in differs or not _only_paths([key for key in differs if key != SEED]):
         return
     for variant in group.variants:
         for run in variant.runs:
@@ -198,7 +213,7 @@ def _order(score: Score) -> float:
 
 def _why_not(variant: Variant) -> str | None:
     found = [run.scores.metrics.get("nll_missing") for run in variant.runs]
-    return next((str(reason) for reason in found if reason), None)
+    return next((text_of(reason) for reason in found if reason), None)
 
 
 def _list(names: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ from flowcli import run, storage
 from flowcli.checkpoints import flatten, read_config
 from flowcli.errors import UserError
 from flowcli.foreign import read_json
-from flowcli.launch.ending import shown
+from flowcli.launch.ending import shown, typed
+from flowcli.launch.request import ON_RESUME
 
 FRESH, OPEN, DONE, FAILED = "fresh", "open", "done", "failed"
 """What lies in a cell's folder: no run, one that was stopped, one that ended well, one that failed."""
@@ -22,8 +23,8 @@ OUTPUT_FILE = "output.txt"
 """What a job prints."""
 NOTES, STOP = ".cells", "stop"
 
-_NOT_COMPARED = ("resume", "trust")
-"""Keys that say nothing of what is trained."""
+_NOT_COMPARED = ("resume", "trust", *(key for key in ON_RESUME if key != "trainer.steps"))
+"""Keys that say nothing of what is trained, or that may change when a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,34 @@ def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
     last = run.pointed(folder / "checkpoints", "last")
     file = run.RESOLVED_FILE if last is None else f"checkpoints/{last}/{run.CONFIG_FILE}"
     held, asked = (
-        {key: value for key, value in flatten(node) if key.partition(".")[0] not in _NOT_COMPARED}
+        {key: value for key, value in flatten(node) if not any(_within(key, other) for other in _NOT_COMPARED)}
         for node in (read_config(folder / file, folder), config)
     )
-    differing = [key for key in {**asked, **held} if not _same(held.get(key, ...), asked.get(key, ...))]
+    unlike = [key for key in {**asked, **held} if not _same(held.get(key, ...), asked.get(key, ...))]
+    # a node that is null in one of the two differs once
+    differing = [key for key in unlike if not any(key != other and _within(key, other) for other in unlike)]
     if not differing:
         return
-    key, more = differing[0], f" (and {len(differing) - 1} keys more)" if len(differing) > 1 else ""
-    told = [f"{key}={found[key]}" if key in found else f"no {key}" for found in (held, asked)]
+    key, count = differing[0], len(differing) - 1
+    more = f" (and {count} key{'s' if count > 1 else ''} more)" if count else ""
+    told = [_told(key, found) for found in (held, asked)]
     advice = "give another hydra.sweep.dir"
     if differing == ["trainer.steps"]:
-        advice += f", or go on with it alone: flowcli train --resume {shown(folder)} {told[1]}"
+        advice += f", or go on with it alone: flowcli train --resume {typed(folder)} {told[1]}"
     raise UserError(f"{shown(folder)} holds a run with {told[0]}, and this sweep asks for {told[1]}{more}: {advice}")
+
+
+def _within(key: str, other: str) -> bool:
+    return key == other or key.startswith(f"{other}.")
+
+
+def _told(key: str, found: Mapping[str, Any]) -> str:
+    """What a config has under a key, or where a null hides it."""
+    for there in (key, *(node for node in found if _within(node, key) or _within(key, node))):
+        if there in found:
+            value = found[there]
+            return f"{there}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
+    return f"no {key}"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -12,13 +12,16 @@ from flowcli.launch.preflight import plain
 from flowcli.launch.request import parse, refuse_bare_words, refuse_no_option
 
 
-def composed(verb: str, words: Sequence[str]) -> dict[str, Any]:
-    """conf/<verb>.yaml under these overrides, as plain values; a group of which nothing is chosen is None.
+def composed(verb: str, words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """conf/<verb>.yaml under these overrides, as plain values, and the options behind its groups.
+
+    A group of which nothing is chosen is None.
 
     Raises:
         UserError: a word is no override, or changes what this verb does not read.
     """
     from hydra import compose, initialize_config_dir
+    from omegaconf import open_dict
 
     refuse_bare_words(words)
     with borrowed_process(), initialize_config_dir(str(trust.conf_dir()), job_name=verb, version_base="1.3"):
@@ -36,4 +39,10 @@ def composed(verb: str, words: Sequence[str]) -> dict[str, Any]:
                 )
             if override.is_sweep_override():
                 raise UserError(f"{override.input_line}: {verb} takes one value of each key")
-        return dict.fromkeys(legal) | plain(compose(verb, list(words)), own=False)
+        made = compose(verb, list(words), return_hydra_config=True)
+        options = {
+            str(group): str(option) for group, option in made.hydra.runtime.choices.items() if option is not None
+        }
+        with open_dict(made):
+            del made["hydra"]
+        return dict.fromkeys(legal) | plain(made, own=False), options

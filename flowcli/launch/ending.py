@@ -1,6 +1,7 @@
 """How a command ends: one line on stderr and an exit status."""
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -26,3 +27,8 @@ def say(verb: str, message: str, status: int) -> int:
 def shown(path: Path) -> Path:
     """A path as the user would type it here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def typed(path: Path) -> str:
+    """A path as a word of a command that the user may paste."""
+    return shlex.quote(str(shown(path)))

@@ -104,6 +104,7 @@ def _launch(request: Request) -> int:
             return _show(request, primary, words)
 
         plan = prepare(request, primary, words)
+        words = plan.words
         if processes.started() and plan.sweep_dir is not None:
             raise UserError("torchrun gives all its processes to one job; a sweep's jobs go to hydra/launcher=...")
         if plan.configs:

@@ -19,7 +19,7 @@ from flowcli.errors import Interrupted, JobError, UserError
 from flowcli.explain import explain
 from flowcli.launch import cells
 from flowcli.launch.cells import Notes
-from flowcli.launch.ending import FAILED, WRONG_INPUT, say, shown
+from flowcli.launch.ending import FAILED, WRONG_INPUT, say, shown, typed
 from flowcli.launch.preflight import plain
 from flowcli.signals import listening
 
@@ -74,7 +74,7 @@ class Job:
             if processes.share(opened) is None or opened is None:
                 return None
             try:
-                with processes.watched(f"go on with: flowcli train --resume {shown(folder)}"):
+                with processes.watched(f"go on with: flowcli train --resume {typed(folder)}"):
                     return task(self.verb).run(*opened)
             except BrokenPipeError:
                 raise Interrupted(signal.SIGPIPE, "") from None

@@ -6,19 +6,22 @@ import shlex
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from flowcli import storage
 from flowcli.errors import Interrupted
+from flowcli.explain import is_users
 from flowcli.launch.cells import Notes
-from flowcli.launch.ending import DONE, FAILED, say, shown
+from flowcli.launch.ending import DONE, FAILED, say, shown, typed
 from flowcli.launch.job import CellJob
 from flowcli.launch.preflight import Plan
 from flowcli.launch.progress import DONE as ENDED
-from flowcli.launch.progress import ELSEWHERE, STOPPED, Row
+from flowcli.launch.progress import ELSEWHERE, STOPPED, WAITING, Row
 from flowcli.launch.progress import FAILED as BROKEN
 from flowcli.launch.request import Request, parse, quote
 from flowcli.launch.table import counts
@@ -59,12 +62,19 @@ def sweep(
                 raise Interrupted(signal.SIGPIPE, "") from None
             told = f"stopped with {counts(watch.rows(), plan.jobs).partition(',')[0]}; go on with: {again}"
             raise Interrupted(stop.signum, told) from None
-        except Exception:  # a sweeper or launcher may have stumbled over what the jobs say better
-            _say_failed(request.verb, watch.rows(), again)
-            raise
+        except Exception as error:  # a sweeper or launcher may have stumbled over what the jobs say better
+            rows = watch.rows()
+            status = _say_failed(request, rows, sweep_dir)
+            if status == DONE or is_users(error):
+                raise
+            if debug:
+                traceback.print_exc()
+            left = _left(rows, plan.jobs)
+            told = f", {left} job{'s were' if left > 1 else ' was'} not started" if left else ""
+            return say(request.verb, f"ended by {type(error).__name__}{told}", status)
         if watch.error is not None:
             raise watch.error
-        return _report(request.verb, watch.rows(), sweep_dir, again)
+        return _report(request, plan, watch.rows(), sweep_dir)
 
 
 def _dismiss(notes: Notes) -> None:
@@ -87,7 +97,7 @@ def _dismiss(notes: Notes) -> None:
 
 
 def command(request: Request, sweep_dir: Path) -> str:
-    """The command that goes on with a sweep, to be typed where this one was."""
+    """The command that goes on with a sweep in the way of this one, to be typed where this one was."""
     words = ["flowcli", request.verb, *(["-m"] if request.multirun else [])]
     for flag, value in (("--config-name", request.config_name), ("--config-dir", request.config_dir)):
         words += [] if value is None else [flag, str(value)]
@@ -96,7 +106,8 @@ def command(request: Request, sweep_dir: Path) -> str:
     folder = str(shown(sweep_dir))
     as_it_is = re.fullmatch(r"[\w./-]+", folder) and parse([f"hydra.sweep.dir={folder}"])[0].value() == folder
     said = [word for word in request.overrides if word.partition("=")[0].lstrip("+") != "hydra.sweep.dir"]
-    return shlex.join([*words, *said, f"hydra.sweep.dir={folder if as_it_is else quote(folder)}"])
+    retry = ["--retry-failed"] if request.retry_failed else []
+    return shlex.join([*words, *said, f"hydra.sweep.dir={folder if as_it_is else quote(folder)}", *retry])
 
 
 def _heading(plan: Plan, rows: Sequence[Row], sweep_dir: Path) -> str:
@@ -107,26 +118,38 @@ def _heading(plan: Plan, rows: Sequence[Row], sweep_dir: Path) -> str:
     )
     states = [row.state for row in rows]
     before = [(states.count(ENDED), "done already"), (states.count(BROKEN), "failed before, --retry-failed runs them")]
-    return ", ".join([f"sweep  {shown(sweep_dir)}  {jobs}", *(f"{count} {told}" for count, told in before if count)])
+    some = "" if plan.jobs == len(rows) else "at least "  # nobody has looked at the others yet
+    told = [f"{some}{count} {what}" for count, what in before if count]
+    return ", ".join([f"sweep  {shown(sweep_dir)}  {jobs}", *told])
 
 
-def _report(verb: str, rows: Sequence[Row], sweep_dir: Path, again: str) -> int:
+def _report(request: Request, plan: Plan, rows: Sequence[Row], sweep_dir: Path) -> int:
     """Say which cells failed, which other processes train, and what to do with the rest."""
     for row in rows:
         if row.state == ELSEWHERE:
             print(f"left alone  {_named(row)}: {row.reason} trains it")
-    print(f"side by side: flowcli compare {shown(sweep_dir)}")
-    return _say_failed(verb, rows, again)
+    print(f"side by side: flowcli compare {typed(sweep_dir)}")
+    status, left = _say_failed(request, rows, sweep_dir), _left(rows, plan.jobs)
+    if left:
+        cells = f"{left} cell{'s are' if left > 1 else ' is'} not done yet"
+        return say(request.verb, f"{cells}; go on with: {command(request, sweep_dir)}", FAILED)
+    return status
 
 
-def _say_failed(verb: str, rows: Sequence[Row], again: str) -> int:
+def _left(rows: Sequence[Row], jobs: int | None) -> int:
+    """How many cells are neither done nor failed."""
+    return max(0, (jobs or 0) - len(rows)) + sum(row.state in (ELSEWHERE, WAITING) for row in rows)
+
+
+def _say_failed(request: Request, rows: Sequence[Row], sweep_dir: Path) -> int:
     failed = [row for row in rows if row.state in (BROKEN, STOPPED)]
     if not failed:
         return DONE
     lines = [f"  {_named(row)}: {row.reason or 'its process ended on the way'}" for row in failed]
-    flag = " --retry-failed" if any(row.state == BROKEN for row in failed) else ""
-    told = [f"{len(failed)} of {len(rows)} jobs failed:", *lines, f"run them again with: {again}{flag}"]
-    return say(verb, "\n".join(told), FAILED)
+    retry = request.retry_failed or any(row.state == BROKEN for row in failed)
+    again = command(replace(request, retry_failed=retry), sweep_dir)
+    told = [f"{len(failed)} of {len(rows)} jobs failed:", *lines, f"run them again with: {again}"]
+    return say(request.verb, "\n".join(told), FAILED)
 
 
 def _named(row: Row) -> str:

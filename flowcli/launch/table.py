@@ -95,7 +95,7 @@ def _time(row: Row) -> str:
 
 
 def line(row: Row, before: Row | None, rows: Sequence[Row], jobs: int | None) -> str | None:
-    """What is said of a cell that changed, where the output is piped."""
+    """What is said of a cell that changed, where the output is piped; rows: all, as they were told up to this one."""
     was = WAITING if before is None else before.state
     if row.state == was or (row.state in RUNNING and was in RUNNING) or row.state == WAITING:
         return None

@@ -112,8 +112,10 @@ class Watch:
         return table(found, self._plan.jobs, screen.width, screen.height)
 
     def _say(self, found: Sequence[Row]) -> None:
+        now = dict(self._seen)
         for row in found:
-            told = line(row, self._seen.get(row.number), found, self._plan.jobs)
+            now[row.number] = row
+            told = line(row, self._seen.get(row.number), list(now.values()), self._plan.jobs)
             if told is not None:
                 print(told, file=self._out, flush=True)
 

@@ -14,6 +14,7 @@ from flowcli.checkpoints import Checkpoint, find_checkpoint
 from flowcli.comparison.material import can_be_shown
 from flowcli.comparison.variants import Scored
 from flowcli.errors import JobError, UserError, integer
+from flowcli.foreign import printable
 from flowcli.records import RunRecord
 
 if TYPE_CHECKING:
@@ -26,16 +27,25 @@ MEASURED = ("solver", "divergence", "evaluation")
 class Bench:
     """Runs, all measured alike."""
 
-    def __init__(self, config: Mapping[str, Any], *, nfe: Sequence[int], fresh: bool, trusted: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        options: Mapping[str, str],
+        *,
+        nfe: Sequence[int],
+        fresh: bool,
+        trusted: Sequence[str],
+    ) -> None:
         """Take how to measure.
 
         Args:
             config: conf/compare.yaml, composed.
+            options: what is chosen of its groups.
             nfe: evaluations at which samplers are measured; empty: not at all.
             fresh: score again what was scored before.
             trusted: names of classes of the user's own that the runs' configs may build.
         """
-        self._config, self._nfe, self._fresh, self._trusted = config, nfe, fresh, trusted
+        self._config, self._options, self._nfe, self._fresh, self._trusted = config, options, nfe, fresh, trusted
         self._draws = integer("nfe_draws", config["nfe_draws"], minimum=2, maximum=10_000)
         self._opened: dict[Path, tuple[Checkpoint, dict[str, Any]]] = {}
         self._not_kept: set[Path] = set()
@@ -61,7 +71,7 @@ class Bench:
             except (UserError, JobError) as error:
                 without.append((record.path, "not scored", str(error)))
                 continue
-            made.append(Scored(replace(record, config=config), found))
+            made.append(Scored(replace(record, config=config, choices=self._choices(record, config)), found))
         return made, without
 
     def _require_measures(self, records: Sequence[RunRecord]) -> None:
@@ -98,11 +108,18 @@ class Bench:
         return None if names is None else tuple(map(str, names))
 
     # ------------------------------------------------------------ one run
+    def _choices(self, record: RunRecord, config: Mapping[str, Any]) -> dict[str, str]:
+        """The options behind a run's config, of what is measured alike the common ones."""
+        alike = {node: self._options.get(node, "") for node in MEASURED if config.get(node) is self._config[node]}
+        return {**record.choices, **{node: option for node, option in alike.items() if config.get(node) is not None}}
+
     def _open(self, record: RunRecord) -> tuple[Checkpoint, dict[str, Any]]:
         """A run's best checkpoint, and its config with what is measured alike in it."""
         if record.path in self._opened:
             return self._opened[record.path]
         checkpoint = find_checkpoint(record.path)
+        if not checkpoint.description.get("event_shape"):
+            raise UserError(f"{checkpoint.folder}: description.json names no event shape")
         own = checkpoint.config
         alike = {node: self._config[node] for node in MEASURED if self._config[node] is not None}
         # a flow that solves nothing has no solver to replace
@@ -161,7 +178,7 @@ class Bench:
 def _telling(what: str) -> Iterator[None]:
     """Say on stderr what takes its time; the table alone goes to standard output."""
     began = time.perf_counter()
-    print(what, end="", file=sys.stderr, flush=True)
+    print(printable(what), end="", file=sys.stderr, flush=True)
     try:
         with redirect_stdout(sys.stderr):
             yield

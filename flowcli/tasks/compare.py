@@ -16,7 +16,7 @@ from flowcli.comparison.differences import setting
 from flowcli.comparison.material import MOST_ROWS, Curve, Material
 from flowcli.comparison.reproduce import commands, settings
 from flowcli.comparison.standings import Standings, known
-from flowcli.comparison.variants import Group, filtered, grouped, one_row
+from flowcli.comparison.variants import Group, filtered, grouped, one_row, without_repeats
 from flowcli.errors import choice, integer
 from flowcli.launch.composed import composed
 from flowcli.numbers import text_of
@@ -79,14 +79,16 @@ def run(**asked: Any) -> None:
     question = Question(**asked)
     choice("--format", question.format, FORMATS)
     nfe = sorted({integer("--nfe", each, minimum=1, maximum=10_000) for each in question.nfe})
-    config = composed("compare", question.words)
+    config, options = composed("compare", question.words)
     out = question.out or Path(config["out"])
     if question.format == "text":
         require_writable(out)
     found = collect(question.runs)
     done = filtered([record for record in found if record.status == "done"], question.filters)
-    bench = Bench(config, nfe=nfe, fresh=question.fresh, trusted=question.trust)
-    runs, without = bench.scored(done)
+    bench = Bench(config, options, nfe=nfe, fresh=question.fresh, trusted=question.trust)
+    scored, without = bench.scored(done)
+    runs, repeated = without_repeats(scored)
+    without += [(run.record.path, "repeated", "another run has the same config and seed") for run in repeated]
     left_out = [(each.path, each.status, each.reason) for each in found if each.status != "done"] + without
     left_out = [view.LeftOut(text_of(str(path)), status, text_of(reason)) for path, status, reason in left_out]
     answer = _answer(grouped(runs, question.by) if runs else [], question, left_out)

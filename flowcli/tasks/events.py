@@ -14,7 +14,9 @@ from flowcli import build, console
 from flowcli.checkpoints import Checkpoint
 from flowcli.dataset import SPLITS, Dataset, dequantize
 from flowcli.errors import UserError
+from flowcli.foreign import printable, read_json
 
+DATA_FILE = "data.json"
 MOST_MADE = 1 << 25
 """Numbers of a data set that is drawn from a formula because a checkpoint says so."""
 FEW = 10
@@ -105,7 +107,25 @@ def open_dataset(config: Mapping[str, Any], checkpoint: Checkpoint) -> Dataset:
             raise UserError(f"data: {sum(rows):,} rows are too many to draw because a checkpoint says so")
     opened = source.load()
     _require_shape(opened, checkpoint)
+    require_same(opened, checkpoint)
     return opened
+
+
+def require_same(opened: Dataset, checkpoint: Checkpoint) -> None:
+    """Refuse a file that has changed since the training: its split would hold rows that were trained on.
+
+    Raises:
+        UserError: as above.
+    """
+    file = checkpoint.run / DATA_FILE
+    kept = read_json(file, checkpoint.run) if file.is_file() else {}
+    then, now = (found.get("sha256") for found in (kept if isinstance(kept, dict) else {}, opened.source))
+    if then is not None and now is not None and then != now:
+        name = printable(str(opened.source.get("path", "its file")))
+        raise UserError(
+            f"data: {name} has changed since the training (its hash is another), and with it the test split; "
+            "to score the rows that are there now: flowcli likelihood --ckpt RUN input=FILE"
+        )
 
 
 def _require_shape(opened: Dataset, checkpoint: Checkpoint) -> None:

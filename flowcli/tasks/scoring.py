@@ -11,10 +11,11 @@ from flowcli import build, quality, scores
 from flowcli.checkpoints import Checkpoint
 from flowcli.comparison.catalogue import cost
 from flowcli.dataset import Dataset
+from flowcli.errors import JobError
 from flowcli.evaluate import FLOOR, Evaluated
 from flowcli.flows.base import Flow
 from flowcli.pictures.shown import shown
-from flowcli.tasks.events import open_dataset
+from flowcli.tasks.events import open_dataset, require_same
 
 Arrays = dict[str, np.ndarray]
 
@@ -28,6 +29,15 @@ def keep(checkpoint: Checkpoint, config: Mapping[str, Any], found: Evaluated, da
     made = _scores(found, dataset)
     scores.write(checkpoint.run, scores.key(checkpoint, config), made)
     return made
+
+
+def _require_numbers(found: Evaluated) -> None:
+    lost = len(found.samples) - int(found.samples.flatten(1).isfinite().all(1).sum())
+    if lost:
+        raise JobError(f"{lost:,} of its {len(found.samples):,} samples are not finite")
+    for name, values in found.units.items():
+        if bool(values.isnan().any()):
+            raise JobError(f"its {name} is not a number at {int(values.isnan().sum()):,} of {len(values):,} points")
 
 
 def _scores(found: Evaluated, dataset: Dataset) -> scores.Scores:
@@ -70,6 +80,7 @@ class Scorer:
         node = json.dumps([config["data"], checkpoint.description.get("event_shape")], sort_keys=True, default=str)
         if node not in self._opened:
             self._opened[node] = open_dataset({**config, "trust": list(self._trusted)}, checkpoint)
+        require_same(self._opened[node], checkpoint)  # of every run: one may have been trained on an older file
         return self._opened[node]
 
     @torch.no_grad()
@@ -83,6 +94,7 @@ class Scorer:
         flow, dataset = self.flow(checkpoint, config), self.dataset(checkpoint, config)
         flow.requires_grad_()  # only what training adjusts is counted as a parameter
         found = build.evaluation({**config, "trust": []})(flow, dataset)
+        _require_numbers(found)
         try:
             return keep(checkpoint, config, found, dataset), True
         except OSError:  # a run on a read-only disk is compared all the same
@@ -91,7 +103,7 @@ class Scorer:
     def costs(self, checkpoint: Checkpoint, config: Mapping[str, Any], budgets: Sequence[int], draws: int) -> Arrays:
         """W2 of samples (draws,) by every solver with fixed steps at these evaluations, and its floor, by `cost` names.
 
-        A solver that fails at some is left out there.
+        A solver that fails at some, or leaves the finite numbers, is left out there.
 
         Raises:
             UserError: the run cannot be opened.
@@ -100,6 +112,7 @@ class Scorer:
         evaluation = build.evaluation({**config, "trust": []})
         yardstick = quality.Yardstick(dataset, draws, evaluation.draw_points)
         found, _ = quality.curve(flow, budgets, yardstick, seed=dataset.seed, batch_size=evaluation.batch_size)
+        found = [each for each in found if not bool(each.values["w2"].isnan().any())]
         floor, made = yardstick.floor()["w2"].numpy(), Arrays()
         for each in found:
             name = cost(each.solver, each.nfe)

@@ -20,6 +20,7 @@ from flowcli.ends import Ends
 from flowcli.engine import Progress, Trainer
 from flowcli.errors import Interrupted
 from flowcli.flows.base import Flow
+from flowcli.launch.ending import typed
 from flowcli.objectives import Objective
 from flowcli.parametrizations import Raw
 from flowcli.provenance import environment
@@ -27,7 +28,7 @@ from flowcli.run import CHOICES_FILE, METRICS, REFERENCE_FILE, TIMINGS, WEIGHTS,
 from flowcli.signals import Listener, listening
 from flowcli.storage import replacing, require_length, write_json
 from flowcli.tasks import coupling, scoring
-from flowcli.tracking import Feed, Subject
+from flowcli.tracking import Feed, Subject, read_logs
 
 REFERENCE_ROWS = 5000
 """Rows of the test split that stay in the run folder, for pictures beside later samples."""
@@ -79,6 +80,8 @@ def _check_resumable(config: Mapping[str, Any], run: Path) -> None:
     Progress.restore(values["training"])
     for name, offset in values["offsets"].items():
         require_length(run / name, offset)
+    if config.get("logger") is not None:
+        read_logs(run, values["offsets"])
     if pointed(inner, "best") is not None:
         find_checkpoint(run, "best").tensors("ema")
 
@@ -156,7 +159,7 @@ def _feed(config: Mapping[str, Any], folder: Path) -> Feed:
 
 
 def _again(folder: Path) -> str:
-    return f"flowcli train --resume {console.shown(folder)}"
+    return f"flowcli train --resume {typed(folder)}"
 
 
 # ---------------------------------------------------------------- training

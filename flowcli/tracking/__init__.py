@@ -4,7 +4,7 @@ The run folder stays the truth: a tracker is fed what metrics.jsonl holds, and a
 does not have yet. Nothing of a tracker's own package is imported before a training with it starts.
 """
 
-from flowcli.tracking.feed import Feed
+from flowcli.tracking.feed import Feed, read_logs
 from flowcli.tracking.tracker import Entry, Subject, Tracker, refuse_unsaid
 
-__all__ = ["Entry", "Feed", "Subject", "Tracker", "refuse_unsaid"]
+__all__ = ["Entry", "Feed", "Subject", "Tracker", "read_logs", "refuse_unsaid"]

@@ -21,7 +21,7 @@ class Feed:
     def __init__(self, tracker: Tracker | None, subject: Subject, say: Callable[[str], None]) -> None:
         """tracker: None takes nothing; say: shows a line to the user."""
         self._tracker, self._subject, self._say = tracker, subject, say
-        self._step, self._zero, self._lost = 0, time.time(), ""
+        self._begun, self._step, self._zero, self._lost = False, 0, time.time(), ""
 
     def __enter__(self) -> Self:
         return self
@@ -32,8 +32,10 @@ class Feed:
         status = "done" if error is None else "interrupted" if isinstance(error, Interrupted) else "failed"
         figures, pictures = _ending(self._subject.folder) if status == "done" and self._tracker else ({}, [])
         with self._tracked() as tracker:
-            if tracker is not None:
+            if tracker is not None and self._begun:
                 tracker.end(status, int(figures.get("step", self._step)), figures, pictures)
+            elif tracker is not None:
+                tracker.drop()
         if self._lost:
             self._say(f"{self._lost}; all of it is in the run's own files, and reaches it with --resume")
 
@@ -45,17 +47,13 @@ class Feed:
         """
         if self._tracker is None:
             return
-        read = [_lines(self._subject.folder / name, offsets[name]) for name in (METRICS, TIMINGS)]
-        timed = [
-            (record, float(timing.get("seconds", 0.0)))
-            for record, timing in zip_longest(read[0], read[1][: len(read[0])], fillvalue={})
-        ]
+        timed = read_logs(self._subject.folder, offsets)
         self._zero -= timed[-1][1] if timed else 0.0
         earlier = [Entry.of(record, self._zero + seconds) for record, seconds in timed]
         with self._tracked() as tracker:
             if tracker is not None:
                 tracker.begin(self._subject, earlier)
-                self._step = earlier[-1].step if earlier else 0
+                self._begun, self._step = True, earlier[-1].step if earlier else 0
 
     def logged(self, record: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         """A line of each log."""
@@ -86,6 +84,24 @@ class Feed:
             tracker.drop()
             self._say(f"logger={tracker.option} failed, the training goes on without it: {foreign.short(error)}")
             self._lost = f"logger={tracker.option} may have nothing after step {self._step}"
+
+
+def read_logs(folder: Path, offsets: Mapping[str, int]) -> list[tuple[dict[str, Any], float]]:
+    """What a run's logs hold up to these bytes: records, each with its seconds since the training began.
+
+    Raises:
+        UserError: a log is damaged.
+    """
+    records, timings = (_lines(folder / name, offsets[name]) for name in (METRICS, TIMINGS))
+    paired = zip_longest(records, timings[: len(records)], fillvalue={})
+    return [(record, _seconds(folder / TIMINGS, timing)) for record, timing in paired]
+
+
+def _seconds(file: Path, timing: Mapping[str, Any]) -> float:
+    seconds = timing.get("seconds", 0.0)
+    if not isinstance(seconds, int | float):
+        raise UserError(f"{file} is damaged: seconds that are no number")
+    return float(seconds)
 
 
 def _lines(file: Path, size: int) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flowcli import storage
+from flowcli import foreign, storage
 from flowcli.errors import UserError
 from flowcli.tracking.tracker import Entry, Subject, Tracker, numbers
 
@@ -20,6 +20,7 @@ MOST_METRICS, MOST_PARAMS, LONGEST = 1000, 100, 500
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a server's links, behind our own last words
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # by default a training would stand still for minutes where a server is gone
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
@@ -61,17 +62,20 @@ class MLflow(Tracker):
         self._known: dict[str, set[int]] = {}
 
     def require(self) -> None:
-        """The packages, and for a SQLite file a folder that can be written."""
+        """The packages, the driver of a database, and for a SQLite file a folder that can be written."""
         super().require()
+        if self.database is None and not self.tracking_uri.startswith("http"):
+            _require_driver(self.tracking_uri)
         if self.database is not None:
             storage.require_writable(self.database if self.database.is_dir() else self.database.parent)
             if self.database.is_dir():
                 raise UserError(f"logger.tracking_uri: {self.database} is a folder")
 
     def failures(self) -> tuple[type[Exception], ...]:
-        """A database that is locked or full, a server that does not answer or refuses."""
+        """A database that is locked or full, a server that does not answer, refuses, or is none of MLflow's."""
         ours, database = _module("mlflow.exceptions"), _module("sqlalchemy.exc")
-        return (ours.MlflowException, database.SQLAlchemyError, OSError)  # OSError: those of requests, too
+        answers = (_module("google.protobuf.message").Error, _module("google.protobuf.json_format").Error)
+        return (ours.MlflowException, database.SQLAlchemyError, *answers, OSError)  # OSError: those of requests, too
 
     def begin(self, subject: Subject, earlier: Sequence[Entry]) -> None:
         """Find the run, or make it, and send what it does not have."""
@@ -172,6 +176,19 @@ class MLflow(Tracker):
 
     def drop(self) -> None:
         """There is nothing open."""
+
+
+def _require_driver(uri: str) -> None:
+    """Import what speaks to a database.
+
+    Raises:
+        UserError: it is not installed, or SQLAlchemy knows no such database.
+    """
+    try:
+        _module("sqlalchemy").make_url(uri).get_dialect().import_dbapi()
+    except (ImportError, ValueError, _module("sqlalchemy.exc").ArgumentError) as error:  # ValueError: a port
+        kind = uri.partition("://")[0]  # not the rest: a password may be in it
+        raise UserError(f"logger.tracking_uri={kind}://... cannot be opened: {foreign.short(error)}") from error
 
 
 def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:

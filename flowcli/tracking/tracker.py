@@ -16,6 +16,8 @@ from flowcli.storage import write_json
 
 IDS_FILE = "tracking.json"
 """In a run folder: the names under which trackers with a store of their own know the run."""
+LEVELS = 3
+"""How many folders above a cell its sweep's folder may be."""
 _ID = re.compile("[0-9a-f]{16,32}")
 
 
@@ -36,12 +38,18 @@ class Subject:
     @property
     def sweep(self) -> str | None:
         """Name of the sweep's folder, where the run is one of its cells."""
-        return self.folder.parent.name if (self.folder.parent / "multirun.yaml").is_file() else None
+        return None if self._sweep is None else self._sweep.name
 
     @property
     def name(self) -> str:
         """The run folder's name; a sweep's cells are often just numbered, so it stands in front."""
-        return self.folder.name if self.sweep is None else f"{self.sweep}/{self.folder.name}"
+        return self.folder.name if self._sweep is None else self.folder.relative_to(self._sweep.parent).as_posix()
+
+    @property
+    def _sweep(self) -> Path | None:
+        """The sweep's folder; hydra.sweep.subdir may put folders between it and the cell."""
+        near = list(self.folder.parents)[:LEVELS]
+        return next((folder for folder in near if (folder / "multirun.yaml").is_file()), None)
 
     def known_as(self, tracker: str) -> str | None:
         """The id that `keep_name` kept, if the run goes on."""
@@ -130,7 +138,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def drop(self) -> None:
-        """Let go of it after one of `failures`."""
+        """Let go of what is open, if anything is: after one of `failures`, or where `begin` was not reached."""
 
 
 def refuse_unsaid(node: Any, said: Collection[str]) -> None:

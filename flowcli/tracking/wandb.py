@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flowcli import storage
+from flowcli import foreign, storage
 from flowcli.errors import UserError, choice
 from flowcli.tracking.tracker import Entry, Subject, Tracker, numbers
 
@@ -39,6 +39,7 @@ class WandB(Tracker):
         if not isinstance(dir, str) or not dir.strip():
             raise UserError(f"dir must be a folder, got {dir!r}")
         self.project, self.dir = project, Path(dir).absolute()
+        self._started = False
 
     def require(self) -> None:
         """The package, a folder that can be written, and online an account."""
@@ -47,22 +48,25 @@ class WandB(Tracker):
         if self.mode == "online":
             _quiet()
             logins = _module("wandb.sdk.lib.wbauth")
-            host = _module("wandb.sdk.wandb_setup").singleton().settings.base_url
             try:
+                host = _module("wandb.sdk.wandb_setup").singleton().settings.base_url
                 known = logins.authenticate_session(host=host, source="flowcli", prompt=False, update_session=False)
-            except _module("wandb.errors").Error as error:
-                raise UserError(f"logger.mode=online: {error}") from error
+            except (_module("wandb.errors").Error, ValueError) as error:
+                raise UserError(f"logger.mode=online: {foreign.short(error)}") from error
             if known is None:
                 raise UserError("logger.mode=online needs an account: say `wandb login` first, or logger.mode=offline")
 
     def failures(self) -> tuple[type[Exception], ...]:
-        """A server that does not answer, a service process that is gone, a disk that is full."""
+        """A server that does not answer, a service process that is gone, a disk that is full, a setting of its own."""
         service = _module("wandb.sdk.mailbox")
-        return (_module("wandb.errors").Error, service.HandleAbandonedError, service.MailboxClosedError, OSError)
+        # ValueError: of pydantic, for the environment's WANDB_... and wandb's own settings files
+        errors = (_module("wandb.errors").Error, ValueError, OSError)
+        return (*errors, service.HandleAbandonedError, service.MailboxClosedError)
 
     def begin(self, subject: Subject, earlier: Sequence[Entry]) -> None:
         """Start the run, and remove what an earlier process left once the new one holds all of it."""
         _quiet()
+        self._started = True
         wandb = _module("wandb")
         name = subject.known_as(self.option)
         if name is None:
@@ -120,6 +124,8 @@ class WandB(Tracker):
 
     def drop(self) -> None:
         """End the service process, if there still is one."""
+        if not self._started:
+            return
         with suppress(*self.failures()):
             _module("wandb").teardown(exit_code=1)
 
