@@ -111,3 +111,13 @@ def test_the_same_seed_draws_the_same():
     first, again = (differences(scores, 0, level=LEVEL, chosen=False, seed=0) for _ in range(2))
     assert first == again
     assert resampled(scores, seed=0).shape == (REPLICATES, 3)
+
+
+def test_very_many_points_are_resampled_in_blocks():
+    source = np.random.default_rng(8)
+    first = source.normal(size=(1, 90_001))
+    second = first + 0.01 + 0.1 * source.normal(size=(1, 90_001))
+    found = differences([first, second], 0, level=LEVEL, chosen=False, seed=0)[1]
+    exact = stats.ttest_rel(second[0], first[0]).confidence_interval(LEVEL)
+    assert found.high - found.low == pytest.approx(exact.high - exact.low, rel=0.06)
+    assert found.value == pytest.approx(float((second - first).mean()))

@@ -417,7 +417,7 @@ def serving(answer: Any) -> Iterator[str]:
 
         do_POST = do_GET
 
-        def log_message(self, *arguments: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
