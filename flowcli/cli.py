@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -435,8 +435,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _nowhere() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+
+
 def entry() -> None:
     """What the console script calls."""
-    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # closed by the caller, `>&-`
-    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # None: closed by the caller, `>&-`
     sys.exit(main())

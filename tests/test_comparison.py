@@ -347,7 +347,8 @@ def test_where_nothing_is_resolved_samples_decide():
     for run in runs:
         run.scores.metrics["nll_solver_error"] = 0.5
     lines = verdict(standings(runs))
-    assert lines[0].startswith("Not resolved") and "path=ot has the lowest W2" in lines[1]
+    assert lines[0].startswith("No likelihood here is resolved") and "path=ot has the lowest W2" in lines[1]
+    assert lines[-1].startswith("Not resolved")
 
 
 def test_a_difference_within_the_solvers_errors_is_not_real():

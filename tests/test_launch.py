@@ -94,6 +94,19 @@ def test_the_process_is_given_back_as_it_was(tasks: Tasks, flowcli: Any, trained
 def test_a_run_folder_is_not_overwritten(tasks: Tasks, flowcli: Any, trained: str) -> None:
     status, _, err = flowcli("train", "hydra.run.dir=outputs/r")
     assert status == 2 and "holds a run already" in err and "--resume outputs/r" in err
+    shutil.copytree(trained, "outputs/a run")
+    assert "--resume 'outputs/a run' goes on" in flowcli("train", "hydra.run.dir='outputs/a run'")[2]
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_is_no_failure(closed: str, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, closed, None)
+    monkeypatch.setattr(sys, "argv", ["flowcli", "train", "-m", "seed=0,1,nope", "hydra.sweep.dir=outputs/s"])
+    tasks.run = fail
+    with pytest.raises(SystemExit) as ended:
+        cli.entry()
+    getattr(sys, closed).close()
+    assert ended.value.code == 0 and len(tasks.ran) == 3
 
 
 # ---------------------------------------------------------------- wrong input: one line, exit 2, nothing written
@@ -112,6 +125,13 @@ def test_a_run_folder_is_not_overwritten(tasks: Tasks, flowcli: Any, trained: st
         (["path=ot,vp"], "path=ot,vp is a sweep: add -m to run each"),
         (["-m", "path=ot,vpp"], "did you mean path=vp?"),
         (["-m", "seed=0,1", "path.sigma_mn=1"], "did you mean path.sigma_min?"),
+        (["-m", "solver=euler,dopri5", "solver.steps=8"], "solver.steps: no such key"),
+        (["-m", "seed=0,1,0"], "jobs 0 and 2 are the very same training (seed=0; seed=0)"),
+        (["experiment=paths", "path=ot", "++seed=3,4"], "jobs 0 and 2 are the very same training"),
+        (["-m", "experiment=tiny,paths"], "experiment=paths is a sweep of its own: give each its own command"),
+        (["-m", "experiment=paths,null", "path=vp"], "experiment=paths is a sweep of its own"),
+        (["experiment=paths,tiny", "seed=3"], "experiment=paths is a sweep of its own"),
+        (["-m", "path=ot,vp", "experiment=choice(paths)", "seed=3"], "experiment=paths is a sweep of its own"),
         (["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
         (["seed=???"], "seed: a value is required"),
         (["seed='\\${x}'"], "seed: a value may not hold '${'"),
@@ -208,35 +228,74 @@ def test_full_error_shows_the_traceback(tasks: Tasks, flowcli: Any, monkeypatch:
 
 def test_a_sweep_goes_on_and_lists_its_failed_cells(tasks: Tasks, flowcli: Any) -> None:
     tasks.run = fail
-    status, out, err = flowcli("train", "-m", "crash=null,job,bug,null", "seed=1", "hydra.sweep.dir=outputs/s")
+    status, out, err = flowcli("train", "-m", "crash=null,job,bug,user", "seed=1", "hydra.sweep.dir=outputs/s")
     assert status == 1
-    assert [config["crash"] for config, _ in tasks.ran] == [None, "job", "bug", None]
-    assert "cell 3  crash=null" in out and "#3" not in out
+    assert [config["crash"] for config, _ in tasks.ran] == [None, "job", "bug", "user"]
+    assert "cell 3  crash=user" in out and "#3" not in out
     assert err == (
-        "flowcli train: 2 of 4 jobs failed:\n"
+        "flowcli train: 3 of 4 jobs failed:\n"
         "  outputs/s/1 (crash=job): non-finite loss at step 3; try trainer.lr=1e-4\n"
         "  outputs/s/2 (crash=bug): RuntimeError: boom second line; the traceback is in outputs/s/2/train.log\n"
-        "run them again with: flowcli train -m crash=null,job,bug,null seed=1 hydra.sweep.dir=outputs/s"
+        "  outputs/s/3 (crash=user): the file is gone\n"
+        "run them again with: flowcli train -m crash=null,job,bug,user seed=1 hydra.sweep.dir=outputs/s"
         " --retry-failed\n"
     )
     assert [record.status for record in records.collect([Path("outputs/s")])] == [
         "unfinished",
         "failed",
         "failed",
-        "unfinished",
+        "failed",
     ]
 
 
 def test_a_signal_ends_the_sweep(tasks: Tasks, flowcli: Any) -> None:
     tasks.run = fail
-    status, _, err = flowcli("train", "-m", "crash=null,stop,null")
-    assert status == 143 and len(tasks.ran) == 2 and "go on with: flowcli train -m crash=null,stop,null" in err
+    status, _, err = flowcli("train", "-m", "crash=null,stop,bug")
+    assert status == 143 and len(tasks.ran) == 2 and "go on with: flowcli train -m crash=null,stop,bug" in err
 
 
 def test_an_experiment_may_be_a_sweep(tasks: Tasks, flowcli: Any) -> None:
     assert flowcli("train", "experiment=paths", "seed=7")[0] == 0
     assert [(config["path"]["_target_"], config["seed"]) for config, _ in tasks.ran] == [("toy.OT", 7), ("toy.VP", 7)]
     assert tasks.checked == [config for config, _ in tasks.ran]
+
+
+def test_keys_of_swept_options_may_be_said(tasks: Tasks, flowcli: Any, toy_conf: Path) -> None:
+    (toy_conf / "solver" / "rk4.yaml").write_text("_target_: toy.RK4\nsteps: 50\n")
+    swept = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {solver: 'euler,rk4'}}}\n"
+    (toy_conf / "experiment" / "solvers.yaml").write_text(swept)
+    for words in (
+        ["-m", "solver=euler,rk4", "solver.steps=8"],
+        ["-m", "solver.steps=8", "solver=euler,rk4"],
+        ["-m", "solver=euler,rk4", "solver.steps=8,9"],
+        ["experiment=solvers", "solver.steps=8"],
+        ["experiment=solvers", "solver.steps=8", "solver=euler,rk4", "solver.steps=8,9"],
+    ):
+        status, out, err = flowcli("train", *words)
+        assert (status, err) == (0, ""), (words, err)
+        solvers = [tuple(config["solver"].values()) for config, _ in tasks.ran]
+        steps = [8, 9] if "8,9" in words[-1] else [8]
+        assert sorted(solvers) == [(f"toy.{name}", n) for name in ("Euler", "RK4") for n in steps], words
+        assert tasks.checked == [config for config, _ in tasks.ran] and ("steps=8" in out.partition("cell")[2]) == (
+            len(steps) == 2
+        )
+        tasks.ran.clear()
+        tasks.checked.clear()
+
+
+def test_hydras_values_are_those_of_the_job_before_it_starts(
+    tasks: Tasks, flowcli: Any, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in (200, 1):
+        monkeypatch.setattr(preflight, "MAX_PREFLIGHT", limit)
+        assert flowcli("train", "-m", "seed=${hydra:job.num}", "trainer.steps=5,6", f"crash=x{limit}")[0] == 0
+        assert [config["seed"] for config, _ in tasks.ran] == [0, 1] and len(tasks.checked) == 2
+        tasks.ran.clear()
+        tasks.checked.clear()
+    assert flowcli("train", "crash=${hydra:runtime.output_dir}", "hydra.run.dir=outputs/here")[0] == 0
+    assert tasks.checked[-1] == tasks.ran[-1][0] and tasks.ran[-1][0]["crash"] == str(Path("outputs/here").resolve())
+    assert flowcli("sample", "--ckpt", trained, "-m", "n=1,2", "seed=${hydra:job.num}")[0] == 0
+    assert [config["seed"] for config, _ in tasks.ran[-2:]] == [0, 1]
 
 
 # ---------------------------------------------------------------- printing configs

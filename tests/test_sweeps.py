@@ -125,6 +125,16 @@ def test_what_was_killed_before_it_was_a_run_starts_afresh(flowcli: Any, tasks: 
     assert (SWEEP / "0" / ".hydra" / "overrides.yaml").read_text() == "- seed=0\n"
 
 
+def test_what_resume_may_change_may_change_in_a_sweep_too(flowcli: Any, toy: Toy, tasks: Tasks) -> None:
+    toy.endings = {1: Interrupted(signal.SIGINT, "")}
+    flowcli("seed=0,1", "logger=none")
+    ran(tasks)
+    toy.endings = {}
+    status, _, err = flowcli("seed=0,1", "logger=csv", "trainer.max_time=60")
+    assert (status, err) == (0, "") and tasks.ran[0][0]["logger"] == {"_target_": "toy.CSV"}
+    assert ran(tasks) == [("1", True)]
+
+
 def test_failed_cells_are_listed_and_run_again_when_asked(flowcli: Any, toy: Toy, tasks: Tasks) -> None:
     toy.endings = {1: JobError("loss is nan"), 2: ValueError("a bug")}
     first = flowcli("seed=0,1,2")
@@ -134,9 +144,14 @@ def test_failed_cells_are_listed_and_run_again_when_asked(flowcli: Any, toy: Toy
     assert err == first[2] and "2 of 3 jobs failed:\n  outputs/s/1 (seed=1): loss is nan\n" in err
     retry = re.search(r"run them again with: flowcli (.*)\n", err)
     assert retry is not None
+    toy.endings = {1: Interrupted(signal.SIGINT, "")}
+    assert flowcli("seed=0,1,2", "--retry-failed")[2].endswith(f"go on with: flowcli {retry[1]}\n")
     toy.endings = {2: JobError("still nan")}
-    assert cli.main(shlex.split(retry[1])) == 1
+    ran(tasks)
+    status, _, err = flowcli("seed=0,1,2", "--retry-failed")
+    assert status == 1 and err.endswith(f"again with: flowcli {retry[1]}\n") and retry[1].count("--retry-failed") == 1
     assert ran(tasks) == [("1", True), ("2", True)]
+    assert cli.main(shlex.split(retry[1])) == 1 and ran(tasks) == [("2", True)]
     assert [record.status for record in records.collect([SWEEP])] == ["done", "done", "failed"]
     toy.endings = {}
     assert flowcli("seed=0,1,2", "--retry-failed")[:1] == (0,) and ran(tasks) == [("2", True)]
@@ -163,6 +178,10 @@ def test_the_run_of_another_config_is_refused_before_anything_starts(flowcli: An
             *("flowcli train --resume outputs/s/0 trainer.steps=200",),
         ),
         ("seed=0 path=vp", "path._target_=toy.VP (and 3 keys more)"),
+        ("seed=0 crash=1 trainer.lr=1", "asks for trainer.lr=1 (and 1 key more): "),
+        ("seed=0 crash=true", "holds a run with crash=null, and this sweep asks for crash=true: "),
+        ("seed=0 ++crash={a:1,b:2}", "holds a run with crash=null, and this sweep asks for crash.a=1: "),
+        ("seed=0 ~solver", "holds a run with solver._target_=toy.Dopri5, and this sweep asks for no solver._target_"),
     ):
         status, out, err = flowcli(*words.split(), "--retry-failed")
         assert (status, out, err.count("\n")) == (2, "", 1) and all(part in err for part in told), err
@@ -199,11 +218,46 @@ def test_a_cell_that_another_process_trains_is_left_alone(flowcli: Any, tasks: T
     (SWEEP / "1").mkdir()
     with storage.lock(SWEEP / "1"):
         status, out, err = flowcli("seed=0,1,2")
-    assert (status, err) == (0, "") and ran(tasks) == [("2", False)]
+    again = f"flowcli train -m seed=0,1,2 hydra.sweep.dir={SWEEP}"
+    assert status == 1 and err == f"flowcli train: 1 cell is not done yet; go on with: {again}\n"
+    assert ran(tasks) == [("2", False)]
     told = (SWEEP / "1" / storage.LOCK_FILE).read_text().strip()
     assert f"cell 1  seed=1  in use elsewhere  {told}" in out
     assert f"left alone  outputs/s/1 (seed=1): {told} trains it" in out
     assert sorted(file.name for file in (SWEEP / "1").iterdir()) == [storage.LOCK_FILE]
+
+
+def test_a_launcher_that_falls_over_leaves_one_report(
+    flowcli: Any, toy: Toy, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydra._internal.core_plugins import basic_launcher
+
+    really = basic_launcher.run_job
+
+    def run_job(**options: Any) -> Any:
+        if len(tasks.ran) == 2:
+            raise RuntimeError("a worker died. It may have. Or not")
+        return really(**options)
+
+    monkeypatch.setattr(basic_launcher, "run_job", run_job)
+    toy.endings = {1: JobError("loss is nan")}
+    status, _, err = flowcli("seed=0,1,2,3")
+    assert status == 1 and err.startswith("flowcli train: 1 of 4 jobs failed:\n  outputs/s/1 (seed=1): loss is nan\n")
+    assert err.endswith("flowcli train: ended by RuntimeError, 2 jobs were not started\n") and "a worker" not in err
+
+
+def test_commands_to_paste_are_quoted(toy: Toy, capfd: Captured) -> None:
+    place = ["hydra.sweep.dir='my sweep'"]
+    assert cli.main(["train", "-m", "seed=0,1", *place]) == 0
+    assert "flowcli compare 'my sweep'\n" in capfd.readouterr().out
+    assert cli.main(["train", "-m", "seed=0,1", "trainer.steps=200", *place]) == 2
+    assert "flowcli train --resume 'my sweep/0' trainer.steps=200\n" in capfd.readouterr().err
+
+
+def test_beyond_the_preflight_nobody_has_counted(flowcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert flowcli("seed=0,1,2")[0] == 0
+    monkeypatch.setattr(preflight, "MAX_PREFLIGHT", 2)
+    assert "3 jobs, at least 2 done already\n" in flowcli("seed=0,1,2")[1]
 
 
 def test_links_out_of_a_cell_are_not_written_through(flowcli: Any, toy: Toy) -> None:
@@ -307,7 +361,8 @@ def test_piped_output_is_lines(environment: dict[str, str], flowcli: Any, toy: T
         for line in lines
         if re.fullmatch(r"cell [01]  seed=\d  done  nll \d.500 ± 0.040  \(0 s; \d of 3 done\)", line)
     ]
-    assert len(done) == 2 and any(line.startswith("cell 2  seed=2  failed  loss is nan  (0 s; ") for line in lines)
+    assert [line[-12:] for line in done] == ["1 of 3 done)", "2 of 3 done)"]
+    assert any(line.startswith("cell 2  seed=2  failed  loss is nan  (0 s; ") for line in lines)
     assert (SWEEP / "0" / cells.OUTPUT_FILE).read_text() == "what a job prints\n"
 
 

@@ -37,7 +37,7 @@ def section(found: Standings, *, metrics: Sequence[str] | None, sort: str | None
             cells += [_setting(variant.settings.get(key)) for key in group.keys]
         cells.append(view.Cell(str(len(variant.runs)), len(variant.runs)))
         for name in names:
-            cells += _cells(group, found[name], index, main)
+            cells += _cells(found[name], index, main)
         rows.append(tuple(cells))
     made = view.Section(
         group.title, tuple(verdict(found)), tuple(columns), tuple(rows), tuple(_remarks(group, found, names))
@@ -53,7 +53,7 @@ def cost_table(found: Standings, solver: str, names: Sequence[str], order: Seque
         floor = "" if standing.floor is None else f"perfect {format_value(standing.floor.mean, standing.floor.stderr)}"
         columns.append(view.Column(name, f"NFE {name.rpartition('/')[2]}", floor, figure(name).help))
     rows = [
-        (view.Cell(variant.label, variant.label), *(_cells(group, found[name], index, None)[0] for name in names))
+        (view.Cell(variant.label, variant.label), *(_cells(found[name], index, None)[0] for name in names))
         for index, variant in ((index, group.variants[index]) for index in order)
     ]
     what = "samples of models that solve nothing" if solver == "none" else f"samples by {solver}"
@@ -101,20 +101,21 @@ def _order(found: Standings, by: str | None, figures: Sequence[str]) -> list[int
 def _columns(standing: Standing, main: str | None) -> list[view.Column]:
     known_of = figure(standing.name)
     perfect = "" if standing.floor is None else f"perfect {format_value(standing.floor.mean, standing.floor.stderr)}"
-    made = [view.Column(standing.name, known_of.title, perfect, known_of.help)]
+    against = "from the lowest" if standing.best else "from the baseline"
+    small = "" if standing.reference is None else f"Small print: the paired difference {against}, with its interval."
+    made = [view.Column(standing.name, known_of.title, perfect, f"{known_of.help} {small}".strip())]
     if standing.name == main and standing.reference is not None:
-        against = "from the lowest" if standing.best else "from the baseline"
         help_ = f"Paired difference in {known_of.title} {against}, and its interval."
         made.append(view.Column(f"{standing.name}_difference", f"Δ {known_of.title}", against, help_))
     return made
 
 
-def _cells(group: Group, standing: Standing, index: int, main: str | None) -> list[view.Cell]:
+def _cells(standing: Standing, index: int, main: str | None) -> list[view.Cell]:
     score = standing.scores[index]
     mark = MARKS.get(score.verdict, "") if standing.best or score.verdict != "reference" else ""
     order = number_of(score.value)
     has_column = standing.name == main and standing.reference is not None  # of the difference
-    detail = "" if has_column and score.verdict != "unresolved" else _detail(group, standing, score)
+    detail = "" if has_column and score.verdict != "unresolved" else _detail(score)
     cell = view.Cell(_text(score), order if order is not None else _words(score), mark, detail)
     if not has_column:
         return [cell]
@@ -133,19 +134,14 @@ def _words(score: Score) -> str | None:
     return None if score.value is None or isinstance(score.value, float) else str(score.value)
 
 
-def _detail(group: Group, standing: Standing, score: Score) -> str:
-    """The interval of a difference, and with which row."""
-    parts = []
-    if score.difference is not None and score.verdict != "reference" and standing.reference is not None:
-        width = score.difference.high - score.difference.low
-        than = group.variants[standing.reference].label
-        told = f"{signed(score.difference.value, width)} {between(score)} from {than}"
-        parts.append(told)
+def _detail(score: Score) -> str:
+    """The small print of a cell: the difference from the row of reference, with its interval."""
     if score.verdict == "unresolved":
-        parts.append("not resolved")
-    if score.at_floor:
-        parts.append("not told from true samples")
-    return "; ".join(parts)
+        return "not resolved"
+    if score.difference is None or score.verdict == "reference":
+        return ""
+    width = score.difference.high - score.difference.low
+    return f"{signed(score.difference.value, width)} {between(score)}".strip()
 
 
 def _setting(value: object) -> view.Cell:

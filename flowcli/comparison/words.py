@@ -21,14 +21,15 @@ def verdict(found: Standings) -> list[str]:
     group, main = found.group, primary(found.group)
     if main is None:
         return ["None of these runs has a likelihood or samples that could be compared."]
-    said = list(_resolved(group)) if main != "nll" else []
+    scored = any("log_prob" in run.scores.units for variant in group.variants for run in variant.runs)
+    said = ["No likelihood here is resolved, so the samples decide."] if main != "nll" and scored else []
     said += _ranking(found, found[main])
     if main == "nll":
         said += [f"{row.label} has no likelihood: {_why_not(row)}." for row in group.variants if _why_not(row)]
     said += _samples(group, found["w2"]) if main != "w2" else []
     said += _covered(group, found[main])
     said += _one_network(group)
-    said += _resolved(group) if main == "nll" else []
+    said += _resolved(group)
     return said
 
 

@@ -93,8 +93,10 @@ def _first_job(primary: str, parser: Any, parsed: Sequence[Any], extra: list[str
 
 
 def _words_for_hydra(primary: str, words: list[str], parsed: Sequence[Any], extra: list[str]) -> list[str]:
-    """The words of a sweep, such that Hydra can leave out the swept ones: a key that is not there without them is swept
-    over its one value."""
+    """The words of a sweep, such that Hydra can compose it without the swept ones, as it does once.
+
+    A key that is there only with them is swept, too, over its one value.
+    """
     from hydra import compose
     from hydra.errors import HydraException
 
@@ -104,7 +106,7 @@ def _words_for_hydra(primary: str, words: list[str], parsed: Sequence[Any], extr
     except HydraException:
         return [
             word
-            if override.is_sweep_override() or override.is_delete() or override.key_or_group.startswith("hydra")
+            if override.is_sweep_override() or override.is_delete() or _chooses(word)
             else "{}=choice({})".format(*word.split("=", 1))
             for word, override in zip(words, parsed, strict=True)
         ]
