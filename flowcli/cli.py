@@ -14,6 +14,8 @@ from flowcli import __version__, launch
 from flowcli.explain import FLAGS_ONLY, did_you_mean, explain, legible
 
 WIDTH = 80
+COMPARED = ("solver", "divergence", "evaluation")
+"""Config groups that `compare` sets for all runs alike."""
 
 
 # ---------------------------------------------------------------- help
@@ -60,16 +62,13 @@ class _Verb(TyperCommand):
 
 
 def _config_help(verb: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    if verb == "compare":
-        return
     flags = (*FLAGS_ONLY, *launch.FLAG_OR_KEY)
     own = [(f"{key}={value}", text) for key, (value, text) in launch.keys(verb).items() if value and key not in flags]
     if own:
         yield "Keys (key=value)", own
     found = launch.groups()
-    shown = (
-        found if verb == "train" else {group: found[group] for group in launch.ON_CHECKPOINT[verb] if group in found}
-    )
+    asked = found if verb == "train" else COMPARED if verb == "compare" else launch.ON_CHECKPOINT[verb]
+    shown = {group: found[group] for group in asked if group in found}
     if shown:
         yield "Config groups (group=option)", [(group, ", ".join(options)) for group, options in shown.items()]
 
