@@ -254,6 +254,12 @@ def test_commands_to_paste_are_quoted(toy: Toy, capfd: Captured) -> None:
     assert "flowcli train --resume 'my sweep/0' trainer.steps=200\n" in capfd.readouterr().err
 
 
+def test_a_training_says_a_command_that_can_be_pasted(tmp_path: Path) -> None:
+    from flowcli.tasks import train
+
+    assert shlex.split(train._again(tmp_path / "a run")) == ["flowcli", "train", "--resume", str(tmp_path / "a run")]
+
+
 def test_beyond_the_preflight_nobody_has_counted(flowcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert flowcli("seed=0,1,2")[0] == 0
     monkeypatch.setattr(preflight, "MAX_PREFLIGHT", 2)
