@@ -106,6 +106,7 @@ def test_what_a_training_scored_is_not_scored_again_and_what_it_did_not_is_kept(
     assert figures(capsys, *QUICK, "--fresh") and len(unscored) == 12
 
 
+@pytest.mark.slow
 def test_figures_scored_anew_are_those_of_the_training(sweep, capsys):
     kept, anew = figures(capsys, *QUICK), figures(capsys, *QUICK, "--fresh")
     timed = ("train_seconds", "sample_seconds_per_1000", "log_prob_seconds_per_1000", "steps_per_second")
@@ -170,7 +171,9 @@ CRAFTED = {
 }
 
 
-@pytest.mark.parametrize("how", CRAFTED)
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=[pytest.mark.slow] * (how not in ("short", "nan", "deep"))) for how in CRAFTED]
+)
 def test_scores_of_a_stranger_steer_nothing(how, sweep, capsys):
     """The kept scores of a run are replaced by what no evaluation wrote."""
     for file in (sweep / "3" / scores.FOLDER).glob("*.safetensors"):
@@ -273,6 +276,7 @@ def test_curves_of_quality_against_cost(sweep, capsys):
     assert {"w2@euler/1", "w2@euler/4", "w2@midpoint/4", "w2@rk4/4"} <= {row["figure"] for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -107,6 +107,7 @@ def test_signs_are_exact_for_a_diagonal_jacobian(generator):
     torch.testing.assert_close(found, x.cos().sum(1, keepdim=True).expand(3, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
 def test_probes_have_unit_covariance(distribution, generator):
     e = Hutchinson(50_000, distribution).directions(torch.zeros(1, 3, dtype=torch.float64), 0, 0)[:, 0]

@@ -34,7 +34,16 @@ SMALL = (
 )
 SPLITS = ("data.train=1000", "data.validation=100", "data.test=100")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-SLOW = ("hydra/launcher=joblib", "torchrun ", "experiment=paths", "--nfe ", "--sort w2", "--sort nll", "mode=animate")
+SLOW = (
+    "hydra/launcher=joblib",
+    "torchrun ",
+    "experiment=paths",
+    "--nfe ",
+    "--sort w2",
+    "--sort nll",
+    "mode=animate",
+    "mode=explain",
+)
 
 
 class Block(NamedTuple):

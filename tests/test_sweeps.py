@@ -135,6 +135,7 @@ def test_what_resume_may_change_may_change_in_a_sweep_too(flowcli: Any, toy: Toy
     assert ran(tasks) == [("1", True)]
 
 
+@pytest.mark.slow
 def test_failed_cells_are_listed_and_run_again_when_asked(flowcli: Any, toy: Toy, tasks: Tasks) -> None:
     toy.endings = {1: JobError("loss is nan"), 2: ValueError("a bug")}
     first = flowcli("seed=0,1,2")
@@ -188,6 +189,7 @@ def test_the_run_of_another_config_is_refused_before_anything_starts(flowcli: An
         assert ran(tasks) == [] and stamps(SWEEP) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["seed=0,7,2", "seed=0,1,2 hydra.sweep.subdir=${path._target_}"])
 def test_beyond_the_preflight_the_job_finds_it(
     words: str, flowcli: Any, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
@@ -227,6 +229,7 @@ def test_a_cell_that_another_process_trains_is_left_alone(flowcli: Any, tasks: T
     assert sorted(file.name for file in (SWEEP / "1").iterdir()) == [storage.LOCK_FILE]
 
 
+@pytest.mark.slow
 def test_a_launcher_that_falls_over_leaves_one_report(
     flowcli: Any, toy: Toy, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +263,7 @@ def test_a_training_says_a_command_that_can_be_pasted(tmp_path: Path) -> None:
     assert shlex.split(train._again(tmp_path / "a run")) == ["flowcli", "train", "--resume", str(tmp_path / "a run")]
 
 
+@pytest.mark.slow
 def test_beyond_the_preflight_nobody_has_counted(flowcli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert flowcli("seed=0,1,2")[0] == 0
     monkeypatch.setattr(preflight, "MAX_PREFLIGHT", 2)
@@ -298,6 +302,7 @@ def test_a_cell_that_does_not_end_is_no_success(flowcli: Any, tasks: Tasks, monk
 
 
 # ---------------------------------------------------------------- what Hydra and its sweepers see
+@pytest.mark.slow
 def test_the_sweeper_gets_the_figure_of_a_cell_that_was_done(flowcli: Any, toy: Toy, monkeypatch: Any) -> None:
     from hydra._internal.core_plugins import basic_launcher
 
@@ -315,6 +320,7 @@ def test_the_sweeper_gets_the_figure_of_a_cell_that_was_done(flowcli: Any, toy: 
         returned.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -146,7 +146,7 @@ def stopping_after(asks: int) -> Iterator[Listener]:
     yield listener
 
 
-@pytest.mark.parametrize("asks", [3, 14, 20])
+@pytest.mark.parametrize("asks", [14, *(pytest.param(asks, marks=pytest.mark.slow) for asks in (3, 20))])
 def test_a_stopped_run_goes_on_to_the_very_same_end(trained, monkeypatch, capsys, asks):
     from flowcli.tasks import train as task
 
@@ -174,7 +174,9 @@ GOES_ON = {
 }
 
 
-@pytest.mark.parametrize("kind", GOES_ON)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("ot", "semidiscrete"))) for kind in GOES_ON]
+)
 def test_every_kind_of_training_goes_on_to_the_very_same_end(kind, monkeypatch, capsys):
     """Whatever a coupling has fitted, or an objective draws, is in the checkpoint or follows from seed and step."""
     from flowcli.tasks import train as task
@@ -222,7 +224,11 @@ TRAINABLE: list[list[str]] = [
 """Every objective, coupling, base and model that the test of resumed trainings leaves out."""
 
 
-@pytest.mark.parametrize("options", TRAINABLE, ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(options, marks=[pytest.mark.slow] * ("coupling=" in options[0])) for options in TRAINABLE],
+    ids=" ".join,
+)
 def test_every_kind_of_training_ends_in_metrics_pictures_and_a_flow_that_opens(options, capsys):
     toy = [] if "data=digits" in options else TOY
     folder = train("run", *toy, *options, "trainer.steps=3", "trainer.validate_every=3")
@@ -241,12 +247,14 @@ def test_every_kind_of_training_ends_in_metrics_pictures_and_a_flow_that_opens(o
         assert torch.equal(first, flowcli.load(folder).sample(3, seed=0).value)
 
 
+@pytest.mark.slow
 def test_the_velocity_error_is_reported_where_the_field_is_known(capsys):
     known = json.loads((train("known", *TOY, "trainer.steps=3") / "metrics.json").read_text())
     assert 0 < known["velocity_error"] < 5 and known["continuity_residual"] > 0
     assert "velocity_error" not in json.loads((train("ot", *TOY, "coupling=ot") / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_reflow_learns_the_pairs_of_an_earlier_run(trained, monkeypatch, capsys):
     from flowcli.tasks import train as task
 
@@ -262,6 +270,7 @@ def test_reflow_learns_the_pairs_of_an_earlier_run(trained, monkeypatch, capsys)
     assert content(folder)[name] == content(Path("stopped"))[name]
 
 
+@pytest.mark.slow
 def test_the_oracle_needs_no_training_and_is_exact(capsys):
     folder = train(
         "oracle", "model=oracle", "data=mixture", "path=vp", "dtype=float64", "solver=dopri5", "solver.rtol=1e-7", *TOY

@@ -195,7 +195,7 @@ def assert_holds(option: str, run: Path) -> None:
 
 
 # ---------------------------------------------------------------- the whole of a run
-@pytest.mark.parametrize("option", BACKENDS)
+@pytest.mark.parametrize("option", QUICK_BACKENDS)
 def test_a_tracker_holds_every_point_once_and_the_final_figures(option, capfd):
     run = train(f"logger={option}")
     assert_holds(option, run)
@@ -391,6 +391,7 @@ def test_a_tracker_that_fails_is_left_out_and_said_and_catches_up(monkeypatch, c
     assert_holds("tensorboard", run)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="needs mlflow")
 def test_a_broken_database_or_a_server_that_is_gone_does_not_end_a_training(capsys):
     Path("outputs").mkdir()
