@@ -388,6 +388,7 @@ def test_what_resume_changes_is_kept_before_the_next_checkpoint(forks, tmp_path)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 15
 
 
+@pytest.mark.slow
 def test_two_jobs_never_share_a_run_folder(forks, tmp_path):
     """A process that passed its preflight before another one trained there, and cells of a sweep with one name."""
     late = {"target": "flowcli.launch.job:Job.__call__", "seconds": 2.5}

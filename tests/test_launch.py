@@ -260,6 +260,7 @@ def test_an_experiment_may_be_a_sweep(tasks: Tasks, flowcli: Any) -> None:
     assert tasks.checked == [config for config, _ in tasks.ran]
 
 
+@pytest.mark.slow
 def test_keys_of_swept_options_may_be_said(tasks: Tasks, flowcli: Any, toy_conf: Path) -> None:
     (toy_conf / "solver" / "rk4.yaml").write_text("_target_: toy.RK4\nsteps: 50\n")
     swept = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {solver: 'euler,rk4'}}}\n"
@@ -283,6 +284,7 @@ def test_keys_of_swept_options_may_be_said(tasks: Tasks, flowcli: Any, toy_conf:
         tasks.checked.clear()
 
 
+@pytest.mark.slow
 def test_hydras_values_are_those_of_the_job_before_it_starts(
     tasks: Tasks, flowcli: Any, trained: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

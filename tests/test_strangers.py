@@ -221,7 +221,7 @@ def _fuzz(good: Path, seed: int) -> int:
 
 def test_mutated_runs(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    for seed in range(400):
+    for seed in range(150):
         with _bounds(tmp_path):
             status = _fuzz(good, seed)
         _judge(capfd.readouterr(), status, (0, 1, 2))

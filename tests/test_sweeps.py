@@ -107,6 +107,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(flowcli: Any, toy: Toy, tasks: Tas
     assert not (SWEEP / cells.NOTES).exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_done_builds_nothing_and_may_grow_at_its_end(flowcli: Any, tasks: Tasks) -> None:
     assert flowcli("seed=0,1")[0] == 0
     tasks.checked.clear()

@@ -465,6 +465,7 @@ def test_the_file_that_a_run_was_trained_on_can_be_scored_with_its_gaps(tmp_path
     assert pl.read_csv("l/log_prob.csv")["row"].to_list() == [i for i in range(120) if i != 2]
 
 
+@pytest.mark.slow
 def test_a_headerless_file_is_read_by_the_run_s_column_numbers(tmp_path, capsys):
     values = np.random.default_rng(0).normal(size=(100, 3))
     values[:, 2] += 50

@@ -629,6 +629,7 @@ def test_of_several_processes_one_logs(option, tmp_path):
     assert_holds(option, Path("outputs/train/run"))
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_does_not_choose_where_its_figures_go(capsys):
     pytest.importorskip("wandb")
     run = train("logger=wandb", "logger.dir=elsewhere", "logger.project=moons")
