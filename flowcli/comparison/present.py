@@ -9,8 +9,11 @@ from flowcli.comparison.standings import Score, Standing, Standings, known, prim
 from flowcli.comparison.variants import Group
 from flowcli.comparison.words import between, verdict
 from flowcli.errors import UserError
+from flowcli.explain import did_you_mean
 from flowcli.numbers import format_value, number_of, signed, text_of
 
+MOST_NAMED = 60
+"""Figures and keys that an error names."""
 MARKS: dict[str, view.Mark] = {"reference": "best", "tie": "tie", "worse": "worse", "better": "better"}
 
 
@@ -50,8 +53,7 @@ def cost_table(found: Standings, solver: str, names: Sequence[str], order: Seque
     group = found.group
     columns = [view.Column("row", "row", numeric=False)]
     for name, standing in ((name, found[name]) for name in names):
-        floor = "" if standing.floor is None else f"perfect {format_value(standing.floor.mean, standing.floor.stderr)}"
-        columns.append(view.Column(name, f"NFE {name.rpartition('/')[2]}", floor, figure(name).help))
+        columns.append(view.Column(name, f"NFE {name.rpartition('/')[2]}", _perfect(standing), figure(name).help))
     rows = [
         (view.Cell(variant.label, variant.label), *(_cells(found[name], index, None)[0] for name in names))
         for index, variant in ((index, group.variants[index]) for index in order)
@@ -75,12 +77,9 @@ def require_names(groups: Sequence[Group], metrics: Sequence[str] | None, sort: 
 
 
 def _require(flag: str, name: str, legal: Sequence[str]) -> None:
-    from difflib import get_close_matches
-
     if name not in legal:
-        near = get_close_matches(name, legal, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{flag} {text_of(name)}: no run has it{hint} (there are: {', '.join(legal[:60])})")
+        there = ", ".join(legal[:MOST_NAMED])
+        raise UserError(f"{flag} {text_of(name)}: no run has it{did_you_mean(name, legal)} (there are: {there})")
 
 
 def _order(found: Standings, by: str | None, figures: Sequence[str]) -> list[int]:
@@ -98,12 +97,16 @@ def _order(found: Standings, by: str | None, figures: Sequence[str]) -> list[int
 
 
 # ---------------------------------------------------------------- columns and cells
+def _perfect(standing: Standing) -> str:
+    floor = standing.floor
+    return "" if floor is None else f"perfect {format_value(floor.mean, floor.stderr)}"
+
+
 def _columns(standing: Standing, main: str | None) -> list[view.Column]:
     known_of = figure(standing.name)
-    perfect = "" if standing.floor is None else f"perfect {format_value(standing.floor.mean, standing.floor.stderr)}"
     against = "from the lowest" if standing.best else "from the baseline"
     small = "" if standing.reference is None else f"Small print: the paired difference {against}, with its interval."
-    made = [view.Column(standing.name, known_of.title, perfect, f"{known_of.help} {small}".strip())]
+    made = [view.Column(standing.name, known_of.title, _perfect(standing), f"{known_of.help} {small}".strip())]
     if standing.name == main and standing.reference is not None:
         help_ = f"Paired difference in {known_of.title} {against}, and its interval."
         made.append(view.Column(f"{standing.name}_difference", f"Δ {known_of.title}", against, help_))
@@ -115,15 +118,14 @@ def _cells(standing: Standing, index: int, main: str | None) -> list[view.Cell]:
     mark = MARKS.get(score.verdict, "") if standing.best or score.verdict != "reference" else ""
     order = number_of(score.value)
     has_column = standing.name == main and standing.reference is not None  # of the difference
-    detail = "" if has_column and score.verdict != "unresolved" else _detail(score)
+    differs = _difference(score)
+    detail = "not resolved" if score.verdict == "unresolved" else "" if has_column else differs
     cell = view.Cell(_text(score), order if order is not None else _words(score), mark, detail)
     if not has_column:
         return [cell]
-    if score.difference is None or score.verdict == "reference":
+    if not differs or score.difference is None:
         return [cell, view.Cell("", 0.0 if score.verdict == "reference" else None)]
-    width = score.difference.high - score.difference.low
-    text = f"{signed(score.difference.value, width)} {between(score)}".strip()
-    return [cell, view.Cell(text, score.difference.value, mark)]
+    return [cell, view.Cell(differs, score.difference.value, mark)]
 
 
 def _text(score: Score) -> str:
@@ -134,10 +136,8 @@ def _words(score: Score) -> str | None:
     return None if score.value is None or isinstance(score.value, float) else str(score.value)
 
 
-def _detail(score: Score) -> str:
-    """The small print of a cell: the difference from the row of reference, with its interval."""
-    if score.verdict == "unresolved":
-        return "not resolved"
+def _difference(score: Score) -> str:
+    """From the row of reference, with its interval; empty where there is none."""
     if score.difference is None or score.verdict == "reference":
         return ""
     width = score.difference.high - score.difference.low

@@ -1,12 +1,12 @@
 """Runs become rows: which runs are one variant under several seeds, what a row is called, which rows are asked for."""
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flowcli.comparison.differences import NOT_THE_MODEL, SEED, canonical, choices_of, differing, setting
 from flowcli.errors import UserError
+from flowcli.explain import did_you_mean
 from flowcli.numbers import number_of, shortened, text_of
 from flowcli.records import RunRecord
 from flowcli.scores import Scores
@@ -95,9 +95,8 @@ def require_key(flag: str, key: str, records: Sequence[RunRecord]) -> None:
         return
     known = [*differing(records), SEED]
     known = list(dict.fromkeys([*known, *(choice for record in records for choice in choices_of(record))]))
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UserError(f"{flag} {text_of(key)}: no run has such a key{hint} (there are: {', '.join(known[:MOST_NAMED])})")
+    there = ", ".join(known[:MOST_NAMED])
+    raise UserError(f"{flag} {text_of(key)}: no run has such a key{did_you_mean(key, known)} (there are: {there})")
 
 
 def _equal(found: object, wanted: str) -> bool:

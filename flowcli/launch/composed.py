@@ -39,7 +39,7 @@ def composed(verb: str, words: Sequence[str]) -> tuple[dict[str, Any], dict[str,
                 )
             if override.is_sweep_override():
                 raise UserError(f"{override.input_line}: {verb} takes one value of each key")
-        made = compose(verb, list(words), return_hydra_config=True)
+        made = compose(verb, list(words), return_hydra_config=True) if words else base
         options = {
             str(group): str(option) for group, option in made.hydra.runtime.choices.items() if option is not None
         }
