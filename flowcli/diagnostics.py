@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowcli.divergence import Exact
+from flowcli.divergence import Along, Exact, pulled
 from flowcli.flows.fields import Field, PathField, beside
 from flowcli.flows.oracle import ClosedForm
 
@@ -66,7 +66,7 @@ def continuity_residual(field: Field, oracle: ClosedForm, x: Tensor, u: Tensor) 
     """
 
     def residual(x: Tensor, u: Tensor) -> Tensor:
-        return _transport(lambda y: field.velocity(y, u, None), oracle, x, u)[0]
+        return _transport(lambda part: field.along(x, u, None, part), oracle, x, u)[0]
 
     return _in_chunks(residual, field, oracle, x, u)
 
@@ -86,19 +86,19 @@ def fokker_planck_residual(field: PathField, oracle: ClosedForm, x: Tensor, u: T
             velocity, score = field.velocity_and_score(y, u, None)
             return velocity + beside(half, y) * score
 
-        transport, slope = _transport(drift, oracle, x, u)
+        transport, slope = _transport(lambda part: pulled(drift, x, part), oracle, x, u)
         laplacian = Exact()(lambda y: oracle.score(y, u), x, Exact().directions(x, 0, 0)).divergence
         return transport - half * (laplacian[:, 0] + slope.flatten(1).square().sum(1))
 
     return _in_chunks(residual, field, oracle, x, u, g.square() / 2)
 
 
-def _transport(drift: Callable[[Tensor], Tensor], oracle: ClosedForm, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """d/dt ln p + f . grad ln p + div f (B,), and grad ln p (B, ...), for u (B,)."""
+def _transport(drift: Along, oracle: ClosedForm, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """d/dt ln p + f . grad ln p + div f (B,), and grad ln p (B, ...), for u (B,) and a drift f at x (B, ...)."""
     with torch.enable_grad():
         at, left = x.detach().requires_grad_(), u.detach().requires_grad_()
         slope, rate = torch.autograd.grad(oracle.log_density(at, left).sum(), (at, left))
-    local = Exact()(drift, x, Exact().directions(x, 0, 0))
+    local = Exact().of(drift, x, Exact().directions(x, 0, 0))
     return -rate + (local.value * slope).flatten(1).sum(1) + local.divergence[:, 0], slope  # t runs against u
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowcli.assignment import one_thread
 from flowcli.bases import Base
 from flowcli.couplings import Coupling, Pairs, transport_cost
 from flowcli.parametrizations import Moments
@@ -21,10 +22,23 @@ class Ends(NamedTuple):
     base: Base
     coupling: Coupling
 
-    def draw(self, x_1: Tensor, condition: Tensor | None, generator: torch.Generator) -> Pairs:
-        """Pairs for a batch of states x_1 (B, ...) in model units."""
+    def draw(
+        self, x_1: Tensor, condition: Tensor | None, generator: torch.Generator, *, batch_size: int | None = None
+    ) -> Pairs:
+        """Pairs for states x_1 (N, ...) in model units: one batch, or several of batch_size one behind the other."""
         noise = self.base.sample(len(x_1), generator).to(x_1)
-        return self.coupling(noise, x_1, condition, generator)
+        if self.coupling.independent:
+            return self.coupling(noise, x_1, condition, generator)
+        size = len(x_1) if batch_size is None else batch_size
+        conditions = [None] * len(x_1) if condition is None else condition.split(size)
+        batches = zip(noise.split(size), x_1.split(size), conditions, strict=False)
+        with one_thread():  # else a plan might be another one where there are more threads
+            coupled = [self.coupling(*batch, generator) for batch in batches]
+        if len(coupled) == 1:
+            return coupled[0]
+        x_0, x_1 = torch.cat([pairs.x_0 for pairs in coupled]), torch.cat([pairs.x_1 for pairs in coupled])
+        kept = [pairs.condition for pairs in coupled if pairs.condition is not None]
+        return Pairs(x_0, x_1, torch.cat(kept) if kept else None)
 
     def measure(self, states: Tensor, condition: Tensor | None, *, batch_size: int, seed: int) -> "Coupled":
         """What the coupling makes of batches of this size, drawn from states (N, ...) in model units."""

@@ -7,7 +7,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,15 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from flowcli import processes
-from flowcli.dataset import Batch, TrainingData
+from flowcli.compiling import NotCompiled, missing
+from flowcli.dataset import TrainingData
 from flowcli.ends import Ends
 from flowcli.errors import Interrupted, JobError, UserError, boolean, choice, integer, number
 from flowcli.flows.base import Flow
-from flowcli.objectives import Example, Objective
+from flowcli.flows.continuous import Graphs
+from flowcli.objectives import Inputs, Objective
 from flowcli.randomness import generator
+from flowcli.training.ahead import ahead, available, suggested
+from flowcli.training.batches import Batches
+from flowcli.training.step import CompiledSteps, Step
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMIZERS = ("adam", "adamw")
 VALIDATION_CHUNK = 16_384
+GROUP_STEPS, GROUP_SECONDS = 5, 1e-3
+"""Steps shorter than this are compiled so many at a time: a call of a graph costs a twentieth of a millisecond."""
+COMPILE_SECONDS, COMPILE_LAYER_SECONDS = 8.0, 2.0
+"""What compiling a step costs at least, and for each layer: as much as a training has to gain by it."""
 
 
 class Observer(Protocol):
@@ -36,6 +45,10 @@ class Observer(Protocol):
 
     def checkpoint(self, progress: "Progress", flow: Flow, average: Flow, optimizer: Mapping[str, Tensor]) -> None:
         """Keep this state."""
+        ...
+
+    def told(self, text: str) -> None:
+        """A sentence for the user."""
         ...
 
     def should_stop(self) -> bool:
@@ -54,12 +67,12 @@ class Progress:
     Attributes:
         step: steps done.
         noted: of these, the last one that was logged, validated and saved as its number demands.
-        seconds, coupling_seconds: spent so far.
+        seconds, coupling_seconds: spent so far; of these, solving plans or waiting for workers that do.
         best_loss, best_step: lowest validation loss and its step; None before there is one.
         loss_sum, loss_count: of the steps since the last line of the log.
         grad_norm: of the last step.
         averaged: steps behind the averaged weights.
-        threads: as chosen at the first start; another number may round differently.
+        threads, compiled (0 or 1): as chosen at the first start; another choice may round differently.
     """
 
     step: int = 0
@@ -73,6 +86,7 @@ class Progress:
     grad_norm: float = 0.0
     averaged: int = 0
     threads: int = 0
+    compiled: int = 0
 
     @classmethod
     def restore(cls, values: Mapping[str, Any]) -> "Progress":
@@ -81,7 +95,7 @@ class Progress:
         Raises:
             UserError: it did not.
         """
-        progress, whole = cls(), {"step", "noted", "best_step", "loss_count", "averaged", "threads"}
+        progress, whole = cls(), {"step", "noted", "best_step", "loss_count", "averaged", "threads", "compiled"}
         for name, value in values.items():
             fits = value is None and name in ("best_loss", "best_step")
             if not isinstance(value, bool) and isinstance(value, int if name in whole else int | float):
@@ -111,6 +125,8 @@ class Trainer:
         checkpoint_every: int,
         max_time: float | None,
         threads: int | str,
+        workers: int | str,
+        compile: bool | str,
         deterministic: bool,
     ) -> None:
         """Check the settings.
@@ -128,6 +144,9 @@ class Trainer:
             log_every, validate_every, checkpoint_every: in steps.
             max_time: seconds of training after which it stops in good order, or null.
             threads: a number, or auto: one for small networks, which two make slower, all cores for large ones.
+            workers: processes that prepare batches ahead; auto: as many as cores where batches have plans to solve.
+            compile: whether a step is compiled as one graph: true; false; or auto, where the training is long enough
+                to gain more than the compiler costs, and there is one.
             deterministic: refuse operations that may differ from run to run (they matter on a GPU).
         """
         self.steps = integer("steps", steps, minimum=1)
@@ -148,14 +167,60 @@ class Trainer:
         if threads != "auto" and not isinstance(threads, int):
             raise UserError(f"threads must be auto or a whole number >= 1, got {threads!r}")
         self.threads = "auto" if threads == "auto" else integer("threads", threads, minimum=1, maximum=1024)
+        if workers != "auto" and not isinstance(workers, int):
+            raise UserError(f"workers must be auto or a whole number >= 0, got {workers!r}")
+        self.workers = "auto" if workers == "auto" else integer("workers", workers, minimum=0, maximum=1024)
+        auto = compile == "auto"
+        self.compile = "auto" if auto else boolean("compile (auto, or a truth value)", compile)
         self.deterministic = boolean("deterministic", deterministic)
 
     def choose_threads(self, parameters: int) -> int:
         """How many threads a training of this many parameters should use."""
         if self.threads != "auto":
             return int(self.threads)
-        # forward and backward take about 6 operations a parameter and row; below this the threads' hand-over costs more
-        return 1 if 6 * parameters * self.batch_size < 1e9 else torch.get_num_threads()
+        # below this the threads' hand-over costs more
+        return 1 if self._operations(parameters) < 1e9 else torch.get_num_threads()
+
+    def choose_compiled(self, flow: Flow, objective: Objective) -> bool:
+        """Whether to compile: a function of the settings alone, because both forms round differently."""
+        if self.compile != "auto":
+            return bool(self.compile)
+        if processes.count() > 1 or missing(flow.device) is not None:
+            return False
+        # what is saved of a step: the calls between operations, and the passes over each layer's outputs
+        layers = [layer.out_features for layer in flow.modules() if isinstance(layer, nn.Linear)]
+        saved = 1e-2 if objective.solves else 4e-4 + 2e-9 * self.batch_size * sum(layers)
+        return self.steps * saved > COMPILE_SECONDS + COMPILE_LAYER_SECONDS * len(layers)
+
+    def require_compilable(self, device: torch.device) -> None:
+        """Refuse compile=true where it cannot be.
+
+        Raises:
+            UserError: there is no compiler, or there are several processes.
+        """
+        reason = "several processes share a step" if processes.started() else missing(device)
+        if self.compile is True and reason is not None:
+            raise UserError(f"trainer.compile=true: {reason}; say trainer.compile=auto")
+
+    def choose_workers(self, ends: Ends | None, device: torch.device) -> int:
+        """How many processes prepare batches ahead; the batches are the same whatever it is."""
+        if self.workers != "auto":
+            return int(self.workers)
+        solves = ends is not None and ends.coupling.solves
+        return suggested() if solves and available(device) else 0
+
+    def require_workers(self, device: torch.device) -> None:
+        """Refuse workers where they cannot be.
+
+        Raises:
+            UserError: the machine forks no processes, or the device is none that they share.
+        """
+        if self.workers not in ("auto", 0) and not available(device):
+            raise UserError(f"trainer.workers={self.workers} needs Linux and device=cpu; say trainer.workers=auto")
+
+    def _operations(self, parameters: int) -> float:
+        # forward and backward take about 6 a parameter and row
+        return 6.0 * parameters * self.batch_size
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step: a function of its number alone, so nothing of it need be saved."""
@@ -190,22 +255,20 @@ class Trainer:
         objective.prepare(flow, data, ends)
         resumed = average is not None
         progress = Progress() if progress is None else progress
-        parameters = [p for p in flow.parameters() if p.requires_grad]
-        adam = OPTIMIZERS[self.optimizer](parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
-        if optimizer:
-            _restore(adam, optimizer)
-        mean_loss = processes.averaging(_MeanLoss(flow, objective))
         average = (copy.deepcopy(flow) if average is None else average).requires_grad_(False)
-        averaged: list[Tensor] = [
-            a for a, p in zip(average.parameters(), flow.parameters(), strict=True) if p.requires_grad
-        ]
-        batches, validation = _Batches(data, self.batch_size, seed), _Validation(objective, data, seed)
-        diary = _Diary(observer, progress, flow, average, adam, saved=progress.step if resumed else None)
+        taking = Step(flow, average, objective, weight_decay=self.weight_decay, grad_clip=self.grad_clip)
+        if optimizer:
+            taking.adam.restore(optimizer)
+        batches, validation = Batches(flow, objective, data, self.batch_size, seed), _Validation(objective, data, seed)
+        diary = _Diary(observer, progress, flow, average, taking, saved=progress.step if resumed else None)
         earlier, began, ending = progress.seconds, time.perf_counter(), "done"
         coupled_earlier = progress.coupling_seconds - objective.coupling_seconds
 
-        with _deterministic(self.deterministic):
+        workers = self.choose_workers(ends, flow.device)
+        with _deterministic(self.deterministic), ahead(batches, progress.step, self.steps, workers):
             try:
+                with observer.interruptible():
+                    group = self._compile(taking, batches, flow, objective, observer, progress)
                 while True:
                     self._note(diary, validation)
                     if progress.step >= self.steps:
@@ -215,31 +278,103 @@ class Trainer:
                     if stop or late:
                         ending = "stopped" if stop else "max_time"
                         break
-                    step = progress.step
-                    with observer.interruptible():
-                        batch, draws = batches(step)
-                        loss = mean_loss(objective.draw(flow, batch.x, batch.condition, draws))
-                        adam.zero_grad(set_to_none=True)
-                        loss.backward()
-                        norm = self._clip(parameters)
-                    if not math.isfinite(norm):
-                        raise JobError(self._advice(step, float(loss.detach()), norm, batch.x, diary.saved))
-                    for group in adam.param_groups:
-                        group["lr"] = self.learning_rate(step)
-                    adam.step()
-                    self._average(averaged, parameters, progress)
-
-                    progress.step = step + 1
-                    progress.loss_sum += float(loss.detach())
-                    progress.loss_count += 1
-                    progress.grad_norm = norm
+                    if group is not None and self._whole(progress.step, group.steps):
+                        losses, norms = self._grouped(group, taking, batches, diary)
+                    else:
+                        losses, norms = self._single(taking, batches, diary)
+                    progress.step += len(losses)
+                    progress.averaged += len(losses)
+                    progress.loss_sum = sum(losses, progress.loss_sum)
+                    progress.loss_count += len(losses)
+                    progress.grad_norm = norms[-1]
                     progress.seconds = earlier + time.perf_counter() - began
-                    progress.coupling_seconds = coupled_earlier + objective.coupling_seconds
+                    progress.coupling_seconds = coupled_earlier + objective.coupling_seconds + batches.waited
             except Interrupted:
                 ending = "stopped"
+            finally:
+                objective.graphs = None  # they hold this flow
         if diary.saved != progress.step:
             diary.save()
         return average, ending
+
+    # ------------------------------------------------------------ steps, one or several at a time
+    def _compile(
+        self, taking: Step, batches: Batches, flow: Flow, objective: Objective, observer: Observer, progress: Progress
+    ) -> CompiledSteps | None:
+        """The compiled steps, if this training has them; None if it has not, or if they cannot be made any more.
+
+        Raises:
+            JobError: they were asked for and cannot be made.
+        """
+        if not progress.compiled or progress.step >= self.steps:
+            return None
+        observer.told("compiling the training step")
+        try:
+            if objective.solves:  # a graph of the whole loop would take minutes: its slopes are graphs
+                objective.graphs = Graphs()
+                taking.gradient(batches(progress.step))
+                return None
+            # about 1e11 operations a second
+            short = self._operations(flow.trainable_parameters()) < GROUP_SECONDS * 1e11
+            steps = GROUP_STEPS if short and batches.steps % GROUP_STEPS == 0 else 1
+            return taking.compile(batches(progress.step // steps * steps, steps), steps)
+        except NotCompiled as error:
+            objective.graphs = None
+            if self.compile is True:
+                raise JobError(f"trainer.compile=true: the step does not compile: {error}") from error
+            observer.told(f"trainer.compile=auto: the step does not compile ({error}); it goes on without")
+            return None
+
+    def _whole(self, step: int, count: int) -> bool:
+        """Whether steps step .. step + count are a group: a function of their numbers, so that resuming changes none.
+
+        What is noted is noted between groups; single steps lead up to it where it is out of their rhythm.
+        """
+        rhythms = (self.log_every, self.validate_every, self.checkpoint_every)
+        within = all(step // every == (step + count - 1) // every for every in rhythms)
+        return step % count == 0 and step + count <= self.steps and within
+
+    def _single(self, taking: Step, batches: Batches, diary: "_Diary") -> tuple[list[float], list[float]]:
+        """Take one step; its loss and gradient norm.
+
+        Raises:
+            JobError: the gradient is not finite; no weight has been touched.
+        """
+        step = diary.progress.step
+        with diary.observer.interruptible():
+            inputs = batches(step)
+            gradient = taking.gradient(inputs)
+            loss, norm = float(gradient.loss), float(gradient.norm)
+        if not math.isfinite(norm):
+            raise JobError(self._advice(step, loss, norm, inputs.x, diary.saved))
+        taking.apply(gradient, taking.rates(step, self.learning_rate(step), self._memory(diary.progress.averaged)))
+        return [loss], [norm]
+
+    def _grouped(
+        self, group: CompiledSteps, taking: Step, batches: Batches, diary: "_Diary"
+    ) -> tuple[list[float], list[float]]:
+        """Take a group of steps; their losses and gradient norms.
+
+        Raises:
+            JobError: a gradient is not finite; the last checkpoint was taken before that.
+        """
+        first, averaged = diary.progress.step, diary.progress.averaged
+        with diary.observer.interruptible():
+            inputs = batches(first, group.steps)
+        rates = [
+            taking.rates(first + i, self.learning_rate(first + i), self._memory(averaged + i))
+            for i in range(group.steps)
+        ]
+        losses, norms = group(inputs, rates)
+        for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+            if not math.isfinite(norm):
+                raise JobError(self._advice(first + i, loss, norm, batches(first + i).x, diary.saved))
+        return losses, norms
+
+    def _memory(self, averaged: int) -> float:
+        """The part of the averaged weights that is kept, after so many of them."""
+        # a growing memory: a fixed 0.999 would still hold the initial weights after 1,000 steps
+        return min(self.ema_decay, (1 + averaged) / (10 + averaged)) if averaged else 0.0
 
     def _note(self, diary: "_Diary", validation: "_Validation") -> None:
         """Log, validate and save what the last step's number demands; before that is done the step is not noted."""
@@ -258,27 +393,13 @@ class Trainer:
         if last or best or step % self.checkpoint_every == 0:
             diary.save()
 
-    def _average(self, averaged: list[Tensor], current: Sequence[Tensor], progress: Progress) -> None:
-        # a growing memory: a fixed 0.999 would still hold the initial weights after 1,000 steps
-        n = progress.averaged
-        decay = min(self.ema_decay, (1 + n) / (10 + n)) if n else 0.0
-        with torch.no_grad():
-            torch._foreach_lerp_(averaged, list(current), 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        progress.averaged = n + 1
-
-    def _clip(self, parameters: list[torch.nn.Parameter]) -> float:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
-        return float(norm)
-
     def _advice(self, step: int, loss: float, norm: float, x: Tensor, saved: int | None) -> str:
         kept = f"the checkpoint of step {saved} is unharmed" if saved is not None else "there is no checkpoint yet"
         clip = "" if self.grad_clip is not None else ", trainer.grad_clip=1"
+        seen = f"mean {float(x.mean()):.3g}, largest {float(x.abs().max()):.3g}"
         return (
-            f"step {step}: loss {loss:g}, gradient norm {norm:g} (batch in model units: mean {float(x.mean()):.3g}, "
-            f"largest {float(x.abs().max()):.3g}); {kept}; try a smaller trainer.lr{clip}"
+            f"step {step}: loss {loss:g}, gradient norm {norm:g} (the batch as the network sees it: {seen}); {kept}; "
+            f"try a smaller trainer.lr{clip}"
         )
 
 
@@ -294,7 +415,7 @@ class _Diary:
     progress: Progress
     flow: Flow
     average: Flow
-    optimizer: torch.optim.Optimizer
+    taking: Step
     saved: int | None
 
     def log_loss(self, lr: float) -> None:
@@ -327,7 +448,7 @@ class _Diary:
         step = self._together().step
         if not all(bool(torch.isfinite(p).all()) for p in self.flow.parameters()):
             raise JobError(f"step {step}: the weights are not finite; try a smaller trainer.lr")
-        self.observer.checkpoint(self.progress, self.flow, self.average, _tensors(self.optimizer))
+        self.observer.checkpoint(self.progress, self.flow, self.average, self.taking.adam.tensors(step))
         self.saved = step
 
     def _together(self) -> Progress:
@@ -339,34 +460,6 @@ class _Diary:
     def _log(self, record: dict[str, Any]) -> None:
         step, seconds = self.progress.step, round(self.progress.seconds, 3)
         self.observer.logged({"step": step, **record}, {"step": step, "seconds": seconds})
-
-
-def _tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's memory as named tensors: number of the parameter, dot, name."""
-    states = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value for number, state in states.items() for name, value in state.items()}
-
-
-def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The reverse of `_tensors`.
-
-    Raises:
-        UserError: they are another optimizer's, or another network's.
-    """
-    states: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        states.setdefault(int(number) if number.isdecimal() else -1, {})[name] = value
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    fit = states.keys() == set(range(len(parameters))) and all(
-        state.keys() == {"step", "exp_avg", "exp_avg_sq"}
-        and state["step"].shape == ()
-        and state["exp_avg"].shape == state["exp_avg_sq"].shape == parameters[number].shape
-        for number, state in states.items()
-    )
-    if not fit:
-        raise UserError("the checkpoint's optimizer does not belong to this model")
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 @contextmanager
@@ -384,69 +477,25 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(earlier)
 
 
-class _MeanLoss(nn.Module):
-    """A batch's mean loss, of which each process computes its share: their mean is that of the whole batch."""
-
-    def __init__(self, flow: Flow, objective: Objective) -> None:
-        super().__init__()
-        self.flow, self._objective = flow, objective
-
-    def forward(self, example: Example) -> Tensor:
-        """Of the batch's rows; only this process's are computed."""
-        if processes.count() == 1:
-            return self._objective(self.flow, example).mean()
-        rows = len(example.x_1)
-        loss = self._objective(self.flow, example.part(processes.part(rows)))
-        return loss.mean() * (len(loss) * processes.count() / rows)
-
-
-class _Batches:
-    """Batch number `step` of shuffled passes over the data."""
-
-    def __init__(self, data: TrainingData, batch_size: int, seed: int) -> None:
-        self._data, self._size, self._seed = data, batch_size, seed
-        self._epoch: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.long))
-
-    def __call__(self, step: int) -> tuple[Batch, torch.Generator]:
-        """The batch, and the generator for what the step still draws."""
-        train = self._data.train
-        index = self._rows(step * self._size, (step + 1) * self._size).to(train.device)
-        draws = generator(self._seed, "batch", step)
-        x_1 = train[index]
-        if self._data.jitter is not None:
-            x_1 = x_1 + self._data.jitter * torch.rand(x_1.shape, generator=draws).to(x_1)
-        condition = None if self._data.condition is None else self._data.condition[index]
-        return Batch(x_1, condition), draws
-
-    def _rows(self, start: int, stop: int) -> Tensor:
-        """Positions start .. stop of the endless sequence of shuffled passes."""
-        count, parts = len(self._data.train), []
-        while start < stop:
-            epoch, offset = divmod(start, count)
-            if self._epoch[0] != epoch:
-                self._epoch = (epoch, torch.randperm(count, generator=generator(self._seed, "order", epoch)))
-            parts.append(self._epoch[1][offset : offset + stop - start])
-            start += len(parts[-1])
-        return torch.cat(parts)
-
-
 class _Validation:
     """Mean loss over the validation split, or repeats of it, always with the same noise and times."""
 
     def __init__(self, objective: Objective, data: TrainingData, seed: int) -> None:
         self._objective, self._data, self._seed = objective, data, seed
-        self._examples: list[Example] = []
+        self._inputs: list[Inputs] = []
 
     def __call__(self, flow: Flow) -> float:
-        if not self._examples:
+        if not self._inputs:
             x_1 = self._data.validation
             count = self._objective.validation_rows(len(x_1))
             x_1 = x_1.repeat(math.ceil(count / len(x_1)), *[1] * (x_1.dim() - 1))
             x_1 = x_1 if count >= len(self._data.validation) else x_1[:count]
             draws = generator(self._seed, "validation")
             example = self._objective.draw(flow, x_1, None, draws)
-            self._examples = example.part(processes.part(len(example.x_1))).split(VALIDATION_CHUNK)
+            own = range(len(example.x_1))[processes.part(len(example.x_1))]
+            pieces = [slice(at, min(at + VALIDATION_CHUNK, own.stop)) for at in own[::VALIDATION_CHUNK]]
+            self._inputs = [self._objective.inputs(flow, example.part(piece)) for piece in pieces]
         with torch.no_grad():
-            losses = [self._objective.held_out(flow, example).double() for example in self._examples]
+            losses = [self._objective.held_out(flow, inputs).double() for inputs in self._inputs]
         summed, rows = processes.total([sum(float(loss.sum()) for loss in losses), sum(map(len, losses))])
         return summed / rows

@@ -291,8 +291,10 @@ def gaussian_nll(train: Tensor, x: Tensor) -> float | None:
     correlation = torch.cov(((train - mean) / scale).T, correction=0).reshape(train.shape[1], -1)
     if len(train) <= train.shape[1] or float(torch.linalg.eigvalsh(correlation)[0]) < 1e-9:
         return None
-    normal = torch.distributions.MultivariateNormal(torch.zeros_like(mean), correlation)
-    return float(-normal.log_prob((x - mean) / scale).mean() + scale.log().sum())
+    factor = torch.linalg.cholesky(correlation)
+    white = torch.linalg.solve_triangular(factor, ((x - mean) / scale).T, upper=False)
+    volume = factor.diagonal().log().sum() + scale.log().sum() + x.shape[1] * math.log(2 * math.pi) / 2
+    return float(white.square().sum(0).mean() / 2 + volume)
 
 
 def bits_per_dim(log_prob: Tensor, dimensions: int) -> Tensor:

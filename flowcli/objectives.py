@@ -7,7 +7,7 @@ maximum likelihood needs no path.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from flowcli.ends import Ends
 from flowcli.errors import UserError, choice, number
 from flowcli.flows.augmented import AugmentedFlow
 from flowcli.flows.base import Flow
-from flowcli.flows.continuous import ContinuousFlow
+from flowcli.flows.continuous import ContinuousFlow, Graphs
 from flowcli.flows.discrete import DiscreteFlow
 from flowcli.flows.fields import LearnedField
 from flowcli.flows.oracle import ClosedForm, field_of_mixture, field_of_points
@@ -35,7 +35,7 @@ WEIGHTINGS = ("unit", "native")
 
 
 class Example(NamedTuple):
-    """A batch with all that is random about it, so that a loss is a function: to repeat, to compile, to split.
+    """Batches with all that is random about them.
 
     Attributes:
         x_1: (B, ...), states in model units; `condition` has one row each, or is None.
@@ -51,31 +51,69 @@ class Example(NamedTuple):
     directions: Tensor | None = None
 
     def part(self, rows: slice) -> "Example":
-        """Some of the rows; directions that all rows share stay whole."""
-        condition, x_0, u = (None if value is None else value[rows] for value in self[1:4])
-        directions = self.directions
-        if directions is not None and directions.shape[1] > 1:
-            directions = directions[:, rows]
-        return Example(self.x_1[rows], condition, x_0, u, directions)
+        """Some of the rows."""
+        return Example(**_part(self, rows))
 
-    def split(self, rows: int) -> "list[Example]":
+
+class Inputs(NamedTuple):
+    """All that a loss needs besides weights, so that a step computes nothing that weights do not change.
+
+    Attributes:
+        x: (B, ...), what the network sees of x_t, or the state that is solved.
+        condition: one row each, or None.
+        time: (B,), what the network sees of time, of a regression.
+        target: (B, ...), what it should put out.
+        weight: (B,), on the square, or None.
+        directions: of the divergence, where the objective solves.
+    """
+
+    x: Tensor
+    condition: Tensor | None = None
+    time: Tensor | None = None
+    target: Tensor | None = None
+    weight: Tensor | None = None
+    directions: Tensor | None = None
+
+    def part(self, rows: slice) -> "Inputs":
+        """Some of the rows."""
+        return Inputs(**_part(self, rows))
+
+    def split(self, rows: int) -> "list[Inputs]":
         """The same rows in pieces of so many."""
-        return [self.part(slice(first, first + rows)) for first in range(0, len(self.x_1), rows)]
+        return [self.part(slice(first, first + rows)) for first in range(0, len(self.x), rows)]
 
 
-def stratified(n: int, generator: torch.Generator) -> Tensor:
-    """One uniform draw in each of n equal parts of (0, 1), (n,): the variance over time of a batch's loss is gone."""
-    return (torch.rand(n, generator=generator) + torch.arange(n)) / n
+def _part(batch: Example | Inputs, rows: slice) -> dict[str, Any]:
+    """Some of the rows of each tensor, by name; directions that all rows share stay whole."""
+    found = {name: None if value is None else value[rows] for name, value in batch._asdict().items()}
+    if batch.directions is not None:
+        found["directions"] = batch.directions[:, rows] if batch.directions.shape[1] > 1 else batch.directions
+    return found
+
+
+def stratified(n: int, generator: torch.Generator, batches: int = 1) -> Tensor:
+    """One uniform draw in each of n equal parts of (0, 1), (n,): the variance over time of a batch's loss is gone.
+
+    batches: so many times, one behind the other, (batches * n,).
+    """
+    return ((torch.rand(batches, n, generator=generator) + torch.arange(n)) / n).flatten()
 
 
 class Objective(ABC):
-    """A loss, with what it draws kept apart from what it computes.
+    """A loss, with what it draws, what follows from that alone, and what the weights make of it kept apart.
 
     Attributes:
         coupling_seconds: time spent in couplings so far.
+        graphs: compiled parts of a loss that cannot be one graph as a whole, because it solves an ODE; None: plain.
     """
 
     coupling_seconds: float = 0.0
+    graphs: Graphs | None = None
+
+    @property
+    def solves(self) -> bool:
+        """Whether a loss solves an ODE."""
+        return False
 
     @abstractmethod
     def prepare(self, flow: Flow, data: TrainingData, ends: Ends | None) -> None:
@@ -90,16 +128,32 @@ class Objective(ABC):
         """How many rows a validation loss is taken over, of a split with so many."""
 
     @abstractmethod
-    def draw(self, flow: Flow, x_1: Tensor, condition: Tensor | None, generator: torch.Generator) -> Example:
-        """All random numbers of a batch x_1 (B, ...) in model units."""
+    def draw(
+        self,
+        flow: Flow,
+        x_1: Tensor,
+        condition: Tensor | None,
+        generator: torch.Generator,
+        *,
+        batch_size: int | None = None,
+    ) -> Example:
+        """All random numbers of x_1 (N, ...) in model units: of one batch, or of several, of batch_size rows each."""
 
     @abstractmethod
+    def inputs(self, flow: Flow, example: Example) -> Inputs:
+        """What the loss needs of an example (B, ...)."""
+
+    @abstractmethod
+    def loss(self, flow: Flow, inputs: Inputs) -> Tensor:
+        """Of each row, (B,)."""
+
+    def held_out(self, flow: Flow, inputs: Inputs) -> Tensor:
+        """What checkpoints are chosen by, (B,): the loss itself, without what only guides the training."""
+        return self.loss(flow, inputs)
+
     def __call__(self, flow: Flow, example: Example) -> Tensor:
         """The loss of each row, (B,)."""
-
-    def held_out(self, flow: Flow, example: Example) -> Tensor:
-        """What checkpoints are chosen by, (B,): the loss itself, without what only guides the training."""
-        return self(flow, example)
+        return self.loss(flow, self.inputs(flow, example))
 
 
 # ---------------------------------------------------------------- regressions on a path
@@ -135,33 +189,52 @@ class Regression(Objective):
         """Many times the split, with fresh noise for each; fewer where a coupling has to be solved."""
         return REGRESSION_ROWS if self._prepared_ends().coupling.independent else COUPLED_ROWS
 
-    def draw(self, flow: Flow, x_1: Tensor, condition: Tensor | None, generator: torch.Generator) -> Example:
+    def draw(
+        self,
+        flow: Flow,
+        x_1: Tensor,
+        condition: Tensor | None,
+        generator: torch.Generator,
+        *,
+        batch_size: int | None = None,
+    ) -> Example:
         """Pairs and times."""
         assert isinstance(flow, ContinuousFlow)
         ends, state = self._prepared_ends(), flow.lift(x_1, generator)
         began = time.perf_counter()
-        pairs = ends.draw(state, condition, generator)
+        batch_size = len(x_1) if batch_size is None else batch_size
+        pairs = ends.draw(state, condition, generator, batch_size=batch_size)
         if not ends.coupling.independent:
             self.coupling_seconds += time.perf_counter() - began
-        u = self.times(len(pairs.x_1), generator).to(x_1)
+        u = self.times(batch_size, generator, len(pairs.x_1) // batch_size).to(x_1)
         return Example(pairs.x_1, pairs.condition, pairs.x_0, u)
 
-    def times(self, n: int, generator: torch.Generator) -> Tensor:
-        """u, (n,): uniform, or by the weight's law."""
-        uniform = stratified(n, generator)
+    def times(self, n: int, generator: torch.Generator, batches: int = 1) -> Tensor:
+        """u of so many batches of n, (batches * n,): uniform, or by the weight's law."""
+        uniform = stratified(n, generator, batches)
         return uniform.clamp(END, 1 - END) if self.weighting == "unit" else self._prepared().quantile(uniform)
 
-    def __call__(self, flow: Flow, example: Example) -> Tensor:
-        """Mean square over the event's coordinates, weighted, (B,)."""
-        field, u = learned_field(flow), example.u
-        assert u is not None
-        loss = self.residual(field, example, u).square().flatten(1).mean(1)
-        return loss if self.weighting == "unit" else self._weight(field, u) * self._prepared().correction(u) * loss
+    @torch.no_grad()
+    def inputs(self, flow: Flow, example: Example) -> Inputs:
+        """x_t as the network sees it, the target that its ends make, and the weight."""
+        field, x_0, u = learned_field(flow), example.x_0, example.u
+        assert x_0 is not None and u is not None
+        c = field.schedule(example.x_1, u)
+        x_t = c.alpha * example.x_1 + c.sigma * x_0
+        x, time, c = field.shown(x_t, u)
+        target = field.parametrization.target(*self.ends(x_t, x_0, example.x_1, c), c, field.moments)
+        weight = None if self.weighting == "unit" else self._weight(field, u) * self._prepared().correction(u)
+        return Inputs(x, example.condition, time, target, weight)
 
-    def residual(self, field: LearnedField, example: Example, u: Tensor) -> Tensor:
-        """F - r, (B, ...)."""
-        assert example.x_0 is not None
-        return field.residual(example.x_0, example.x_1, u, example.condition)
+    def ends(self, x_t: Tensor, x_0: Tensor, x_1: Tensor, c: Schedule) -> tuple[Tensor, Tensor]:
+        """The ends (B, ...) that make the target: those that were drawn."""
+        return x_0, x_1
+
+    def loss(self, flow: Flow, inputs: Inputs) -> Tensor:
+        """Mean square over the event's coordinates, weighted, (B,)."""
+        output = learned_field(flow).network(inputs.x, inputs.time, inputs.condition)
+        loss = (output - inputs.target).square().flatten(1).mean(1)
+        return loss if inputs.weight is None else inputs.weight * loss
 
     def _prepared(self) -> "_HalfByWeight":
         if self._law is None:
@@ -272,14 +345,10 @@ class MarginalMatching(FlowMatching):
         self._oracle = oracle.to(device=data.train.device, dtype=data.train.dtype)
         super().prepare(flow, data, ends)
 
-    def residual(self, field: LearnedField, example: Example, u: Tensor) -> Tensor:
-        """F minus the conditional mean of r at x_t, (B, ...)."""
-        assert example.x_0 is not None and self._oracle is not None
-        c = field.schedule(example.x_1, u)
-        x_t = c.alpha * example.x_1 + c.sigma * example.x_0
-        with torch.no_grad():
-            x_0, x_1 = self._oracle.ends(x_t, c.alpha, c.sigma)
-        return field.residual_at(x_t, x_0, x_1, u, example.condition)
+    def ends(self, x_t: Tensor, x_0: Tensor, x_1: Tensor, c: Schedule) -> tuple[Tensor, Tensor]:
+        """Their conditional means at x_t, (B, ...) each."""
+        assert self._oracle is not None
+        return self._oracle.ends(x_t, c.alpha, c.sigma)
 
 
 class _HalfByWeight:
@@ -335,6 +404,11 @@ class MaximumLikelihood(Objective):
         self.kinetic = number("kinetic", kinetic, minimum=0, maximum=1e6)
         self.jacobian = number("jacobian", jacobian, minimum=0, maximum=1e6)
 
+    @property
+    def solves(self) -> bool:
+        """For a continuous flow."""
+        return self.solver is not None
+
     def prepare(self, flow: Flow, data: TrainingData, ends: Ends | None) -> None:
         """Nothing to fit.
 
@@ -363,7 +437,15 @@ class MaximumLikelihood(Objective):
         """The split once; a part of it where every row is an ODE."""
         return available if self.solver is None else min(available, SOLVED_ROWS)
 
-    def draw(self, flow: Flow, x_1: Tensor, condition: Tensor | None, generator: torch.Generator) -> Example:
+    def draw(
+        self,
+        flow: Flow,
+        x_1: Tensor,
+        condition: Tensor | None,
+        generator: torch.Generator,
+        *,
+        batch_size: int | None = None,
+    ) -> Example:
         """The divergence's probes, if it has any."""
         if self.divergence is None:
             return Example(x_1, condition)
@@ -372,30 +454,33 @@ class MaximumLikelihood(Objective):
         seed = int(torch.randint(1 << 62, (), generator=generator))
         return Example(state, condition, directions=self.divergence.directions(state, seed, 0))
 
-    def __call__(self, flow: Flow, example: Example) -> Tensor:
+    def inputs(self, flow: Flow, example: Example) -> Inputs:
+        """The example itself."""
+        return Inputs(example.x_1, example.condition, directions=example.directions)
+
+    def loss(self, flow: Flow, inputs: Inputs) -> Tensor:
         """Negative log-density and regularisers, (B,)."""
-        return self._loss(flow, example, self.kinetic, self.jacobian, self.solver)
+        return self._loss(flow, inputs, self.kinetic, self.jacobian, self.solver)
 
-    def held_out(self, flow: Flow, example: Example) -> Tensor:
+    def held_out(self, flow: Flow, inputs: Inputs) -> Tensor:
         """Negative log-density, (B,), under a solver tighter than the training's, whose errors a training exploits."""
-        return self._loss(flow, example, 0.0, 0.0, None if self.solver is None else tightened(self.solver))
+        return self._loss(flow, inputs, 0.0, 0.0, None if self.solver is None else tightened(self.solver))
 
-    def _loss(self, flow: Flow, example: Example, kinetic: float, jacobian: float, solver: Solver | None) -> Tensor:
+    def _loss(self, flow: Flow, inputs: Inputs, kinetic: float, jacobian: float, solver: Solver | None) -> Tensor:
         if isinstance(flow, DiscreteFlow):
-            return -flow.density(example.x_1, example.condition)
-        assert isinstance(flow, ContinuousFlow) and example.directions is not None
+            return -flow.density(inputs.x, inputs.condition)
+        assert isinstance(flow, ContinuousFlow) and inputs.directions is not None
         assert solver is not None and self.divergence is not None
         regularized = kinetic > 0 or jacobian > 0
-        found = (
-            flow.with_solver(solver)
-            .with_divergence(self.divergence)
-            .density(
-                example.x_1,
-                example.directions,
-                condition=example.condition,
-                regularized=regularized,
-                adjoint=self.gradient == "adjoint" and torch.is_grad_enabled(),
-            )
+        flow = flow.with_solver(solver).with_divergence(self.divergence)
+        if self.graphs is not None and torch.is_grad_enabled():
+            flow = flow.with_graphs(self.graphs)
+        found = flow.density(
+            inputs.x,
+            inputs.directions,
+            condition=inputs.condition,
+            regularized=regularized,
+            adjoint=self.gradient == "adjoint" and torch.is_grad_enabled(),
         )
         loss = -found.log_prob.mean(1)
         if found.kinetic is not None and found.jacobian is not None:

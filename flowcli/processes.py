@@ -8,7 +8,6 @@ everything. Importing this module does not import torch.
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flowcli.errors import JobError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
 
 LOST = ("closed by peer", "reset by peer", "refused", "timed out", "timeout", "Broken pipe", "NCCL", "gloo")
 """What torch's words for a process that is gone contain."""
@@ -143,15 +142,13 @@ def part(rows: int) -> slice:
     return slice(rows * _rank // _count, rows * (_rank + 1) // _count)
 
 
-def averaging(loss: "nn.Module") -> "nn.Module":
-    """A module whose gradients are the mean over the processes; itself where there is one."""
-    if _count == 1:
-        return loss
-    from torch.nn.parallel import DistributedDataParallel
+def average(tensor: "Tensor") -> None:
+    """The mean over the processes, in place."""
+    if _count > 1:
+        from torch import distributed
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the parameter's new name is younger than our oldest torch
-        return DistributedDataParallel(loss, broadcast_buffers=False)
+        distributed.all_reduce(tensor)
+        tensor /= _count
 
 
 @contextmanager

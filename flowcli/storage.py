@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -111,6 +112,20 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written: {there} is not a directory")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{folder} cannot be written: no permission in {there}, or it is read-only")
+
+
+def require_room(what: str, size: float, folder: Path) -> None:
+    """Refuse what needs so many bytes and more than the disk of a folder has free.
+
+    what: the setting as the user says it, `n=1000000`.
+
+    Raises:
+        UserError: naming the setting and the folder.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        need, have = size / 2**30, free / 2**30
+        raise UserError(f"{what} needs about {need:,.3g} GiB of disk, {folder} has {have:,.3g} free")
 
 
 @contextmanager

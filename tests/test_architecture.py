@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "flowcli"
 FLOORS = {
     6: ["", "__main__"],  # the front doors: `import flowcli`, `python -m flowcli`
     5: ["tasks", "tasks.*"],
-    4: ["engine", "build", "console"],
+    4: ["engine", "training", "training.*", "build", "console"],
     3: ["objectives", "evaluate", "resolution", "quality", "diagnostics", "pictures", "pictures.*", "cli"],
     2: [
         *["flows", "flows.base", "flows.parts", "flows.fields", "flows.clocks", "flows.continuous", "flows.augmented"],
@@ -24,11 +24,23 @@ FLOORS = {
         *["comparison", "comparison.*"],
     ],
     1: [
-        *["paths", "parametrizations", "couplings", "bases", "ends", "solvers", "sde", "divergence", "transforms"],
+        *[
+            "paths",
+            "parametrizations",
+            "couplings",
+            "couplings.*",
+            "assignment",
+            "bases",
+            "ends",
+            "solvers",
+            "sde",
+            "divergence",
+            "transforms",
+        ],
         *["metrics", "latent", "expressions", "plots", "plots.*"],
         *["errors", "randomness", "dataset", "trust", "explain", "provenance"],
         *["numbers", "foreign", "allowance", "storage", "signals", "processes", "run", "memory", "configs"],
-        *["significance"],
+        *["significance", "streams", "compiling"],
         *["tracking", "tracking.*"],
     ],
 }

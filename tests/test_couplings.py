@@ -276,7 +276,7 @@ def test_semidiscrete_fits_each_label_by_itself():
 
 
 def test_semidiscrete_carries_potentials_of_a_few_over_to_all(monkeypatch):
-    monkeypatch.setattr(couplings, "WARM_POINTS", 100)
+    monkeypatch.setattr(couplings.semidiscrete, "WARM_POINTS", 100)
     _, data = ends(500)
     coupling = Semidiscrete(400, 2048, 0.5)
     coupling.prepare(data, StandardNormal((2,)), 0, condition=None, jitter=None)

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -15,17 +16,18 @@ from flowcli.couplings import Independent
 from flowcli.dataset import TrainingData
 from flowcli.divergence import Exact
 from flowcli.ends import Ends
-from flowcli.engine import Progress, Trainer, _Batches, _Validation
+from flowcli.engine import Progress, Trainer, _Validation
 from flowcli.errors import Interrupted, JobError, UserError
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
 from flowcli.flows.fields import LearnedField
 from flowcli.networks.mlp import MLP
-from flowcli.objectives import FlowMatching
+from flowcli.objectives import FlowMatching, MaximumLikelihood
 from flowcli.parametrizations import Moments, Preconditioned
 from flowcli.paths import OT
 from flowcli.randomness import generator
 from flowcli.solvers import FixedStep
+from flowcli.training.batches import Batches
 from flowcli.transforms import Affine
 
 SETTINGS: dict[str, Any] = {
@@ -43,6 +45,8 @@ SETTINGS: dict[str, Any] = {
     "checkpoint_every": 6,
     "max_time": None,
     "threads": 1,
+    "workers": 0,
+    "compile": False,
     "deterministic": False,
 }
 
@@ -54,7 +58,8 @@ def trainer(**changes: Any) -> Trainer:
 class Observer:
     def __init__(self, stop_at: int | None = None) -> None:
         self.records: list[dict[str, Any]] = []
-        self.saved: list[tuple[dict[str, Any], Flow, Flow, bool]] = []
+        self.saved: list[tuple[dict[str, Any], Flow, Flow, dict[str, torch.Tensor]]] = []
+        self.heard: list[str] = []
         self.stop_at, self.asked = stop_at, 0
 
     def logged(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
@@ -64,6 +69,9 @@ class Observer:
     def checkpoint(self, progress: Progress, flow: Flow, average: Flow, optimizer: Mapping[str, torch.Tensor]) -> None:
         state = json.loads(json.dumps(vars(progress)))  # as a file keeps it
         self.saved.append((state, copy.deepcopy(flow), copy.deepcopy(average), copy.deepcopy(dict(optimizer))))
+
+    def told(self, text: str) -> None:
+        self.heard.append(text)
 
     def should_stop(self) -> bool:
         self.asked += 1
@@ -118,7 +126,7 @@ def test_training_lowers_the_loss_on_data_with_structure():
     data, observer = TrainingData(corners, corners[:200]), Observer()
     fit(data, trainer(steps=300, batch_size=128), observer, flow_over(corners, width=64))
     losses = [r["loss"] for r in observer.records if "loss" in r]
-    assert losses[-1] < 0.8 * losses[0]
+    assert statistics.mean(losses[-6:]) < 0.8 * losses[0], "of 41 batches: that of a few scatters by 0.02"
 
 
 @pytest.mark.parametrize("cut", [6, 24, 36])
@@ -255,23 +263,30 @@ def test_an_optimizer_of_another_model_is_refused(damage, data):
         fit(data, trainer(), Observer(), model, progress=Progress(**state), average=average, optimizer=optimizer)
 
 
+def batches_of(data: TrainingData, batch_size: int) -> Batches:
+    flow, objective = flow_over(data.train), FlowMatching("unit")
+    objective.prepare(flow, data, ends())
+    return Batches(flow, objective, data, batch_size, seed=0)
+
+
 def test_every_datum_appears_once_in_each_pass(data):
-    batches = _Batches(data, 64, seed=0)
+    batches = batches_of(data, 64)
     rows = torch.cat([batches._rows(64 * i, 64 * (i + 1)) for i in range(75)])  # 16 passes over 300
     assert all(sorted(part.tolist()) == list(range(300)) for part in rows.split(300))
     assert not torch.equal(rows[:300], rows[300:600])
 
 
 def test_a_batch_larger_than_the_data_spans_passes(data):
-    rows = _Batches(data, 700, seed=0)._rows(0, 700)
+    rows = batches_of(data, 700)._rows(0, 700)
     assert torch.bincount(rows, minlength=300).tolist().count(2) + torch.bincount(rows).tolist().count(3) == 300
 
 
 def test_jitter_fills_the_bins_and_no_more():
     whole = torch.arange(5.0)[:, None].repeat(40, 1)
     data = TrainingData(whole, whole, jitter=torch.tensor([0.5]))
-    batch, _ = _Batches(data, 200, seed=0)(0)
-    offset = batch.x - batch.x.floor()
+    plain = MaximumLikelihood(None, None, "direct", 0, 0)  # which sees the batch as it is
+    x = Batches(flow_over(torch.randn(9, 2)), plain, data, 200, seed=0)(0).x
+    offset = x - x.floor()
     assert float(offset.min()) >= 0 and 0.4 < float(offset.max()) <= 0.5
 
 
@@ -319,6 +334,7 @@ def test_clipping_bounds_the_step(data):
         ({"ema_decay": 1}, "ema_decay must be"),
         ({"max_time": -1}, "max_time must be"),
         ({"threads": "all"}, "threads must be"),
+        ({"compile": "always"}, "compile .auto, or a truth value. must be"),
         ({"deterministic": 1}, "deterministic must be true or false"),
     ],
 )

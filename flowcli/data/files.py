@@ -32,6 +32,9 @@ MISSING = ("", "NA", "NaN", "nan", "null", "None")
 """Cells that count as missing."""
 TEXT_COPIES, ARRAY_COPIES = 4, 2
 """How many times the bytes of a text, or of an array, are in memory at once, at least, while it is read."""
+ROW_BYTES = 64
+"""What is held of a row of a file that is mapped: its number, what is found out about it, and copies of both."""
+ROWS_AT_ONCE = 1 << 16
 BOMB_SIZE, BOMB_RATIO = 1 << 28, 200
 """A file that unpacks to more bytes than this, and to more than so many times its own, holds no measurements."""
 _HEADER_ERRORS = (SyntaxError, tokenize.TokenError)  # numpy parses the header of an NPY file as Python
@@ -117,6 +120,7 @@ def read_table(path: Path, *, header: str | bool, delimiter: str) -> TableFile:
         array = read_array(path)
         if array.ndim > 2:
             raise UserError(f"{path}: a table needs an array of shape (rows, columns), this one is {array.shape}")
+        memory.require(f"{path}: an array of {array.nbytes:,} bytes", ARRAY_COPIES * array.nbytes)
         frame, names, lines = pl.from_numpy(array.reshape(len(array), -1)), None, None
     elif ending == ".parquet":
         frame = _read_parquet(path)
@@ -131,17 +135,17 @@ def read_table(path: Path, *, header: str | bool, delimiter: str) -> TableFile:
 def read_array(path: Path) -> np.ndarray:
     """The array of real numbers in an NPY or NPZ file, (N, ...), float64.
 
-    An NPZ file needs to hold one array, or one of 1 or 2 dimensions beside others.
+    An NPY file that holds such numbers, row by row, is mapped: its rows are read when they are used, and what is
+    written into the array does not reach the file. Any other file is read whole. An NPZ file needs to hold one array,
+    or one of 1 or 2 dimensions beside others.
 
     Raises:
         UserError: the file is damaged, holds objects or several candidates, or an array without rows.
     """
     _check_file(path)
     try:
-        size = path.stat().st_size
-        if path.suffix.lower() == ".npy":
-            memory.require(f"{path}: an array of {size:,} bytes", ARRAY_COPIES * size)
-        array = _read_npz(path) if path.suffix.lower() == ".npz" else np.array(np.load(path, mmap_mode="r"))
+        # "c" and not "r": torch takes no array that cannot be written
+        array = _read_npz(path) if path.suffix.lower() == ".npz" else np.asarray(np.load(path, mmap_mode="c"))
     except UserError:
         raise
     except (ValueError, EOFError, OSError, KeyError, TypeError, OverflowError, *_HEADER_ERRORS) as error:
@@ -154,7 +158,10 @@ def read_array(path: Path) -> np.ndarray:
         raise UserError(f"{path}: holds {array.dtype} values; real numbers are needed")
     if array.ndim == 0 or array.size == 0:
         raise UserError(f"{path}: an array of shape {array.shape} has no rows")
-    return array.astype(np.float64)
+    if array.dtype == np.float64 and array.flags.c_contiguous:
+        return array
+    memory.require(f"{path}: {array.size:,} numbers", ARRAY_COPIES * 8 * array.size)
+    return array.astype(np.float64, order="C")
 
 
 def read_events(
@@ -188,10 +195,11 @@ def read_events(
             array = array[:, list(positions)]
         if array.shape[1:] not in (event_shape, (width,)):
             raise UserError(f"{path}: holds an array of shape {array.shape}; {_shape_text(event_shape)} is needed")
+        memory.require(f"{path}: {len(array):,} rows", ROW_BYTES * len(array))
         values = array.reshape(len(array), width)
-        where = np.argwhere(~np.isfinite(values))
-        if len(where) and not incomplete:
-            row, column = where[0]
+        gap = None if incomplete else _first_gap(values)
+        if gap is not None:
+            row, column = gap
             index = ", ".join(str(int(i)) for i in np.unravel_index(column, event_shape))
             raise UserError(
                 f"{path}: row {row + 1}, column ({index}) is {values[row, column]}; finite numbers are needed"
@@ -203,12 +211,22 @@ def read_events(
         else:
             indices = _matching(table, columns, width)
         values = table.numbers(indices)
-        where = np.argwhere(~np.isfinite(values))
-        if len(where) and not incomplete:
-            row, column = where[0]
+        gap = None if incomplete else _first_gap(values)
+        if gap is not None:
+            row, column = gap
             what = "missing" if np.isnan(values[row, column]) else "infinite"
-            raise UserError(f"{path}: {table.cell(int(row), indices[column])} is {what}; finite numbers are needed")
+            raise UserError(f"{path}: {table.cell(row, indices[column])} is {what}; finite numbers are needed")
     return torch.from_numpy(np.ascontiguousarray(values)).reshape(-1, *event_shape)
+
+
+def _first_gap(values: np.ndarray) -> tuple[int, int] | None:
+    """Row and column of the first value of a table (N, D) that is not finite."""
+    for first in range(0, len(values), ROWS_AT_ONCE):
+        bad = ~np.isfinite(values[first : first + ROWS_AT_ONCE])
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            return first + int(row), int(column)
+    return None
 
 
 def column_index(table: TableFile, column: str | int) -> int:

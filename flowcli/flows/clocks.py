@@ -27,6 +27,10 @@ class Clock(ABC):
         """d state / d s, (B, ...)."""
 
     @abstractmethod
+    def along(self, state: Tensor, s: Tensor, condition: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """The slope (B, ...), and J e or e^T J for each direction e (K, B or 1, ...), (K, B, ...)."""
+
+    @abstractmethod
     def enter(self, x: Tensor, u: float) -> Tensor:
         """The state that x (B, ...) in model units is at u."""
 
@@ -71,11 +75,21 @@ class PathClock(Clock):
 
     def slope(self, state: Tensor, s: Tensor, condition: Tensor | None) -> Tensor:
         """dx/du = -dx/dt, or dx/dw."""
+        u, rate = self._left(s)
+        return self.field.velocity(state, u, condition) * rate
+
+    def along(self, state: Tensor, s: Tensor, condition: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with the field's products."""
+        u, rate = self._left(s)
+        velocity, products = self.field.along(state, u, condition, directions)
+        return velocity * rate, products * rate
+
+    def _left(self, s: Tensor) -> tuple[Tensor, Tensor | float]:
+        """u, and what the velocity is multiplied by: -1, or -du/dw."""
         if not self.in_w:
-            u = s if self.power == 1 else s.clamp_min(self.smallest_w**self.power)
-            return -self.field.velocity(state, u, condition)
+            return s if self.power == 1 else s.clamp_min(self.smallest_w**self.power), -1.0
         w = s.clamp_min(self.smallest_w)  # at w = 0 it would be infinity times zero; the product has a limit
-        return -self.field.velocity(state, w**self.power, condition) * (self.power * w ** (self.power - 1))
+        return w**self.power, -self.power * w ** (self.power - 1)
 
     def enter(self, x: Tensor, u: float) -> Tensor:
         """x itself."""
@@ -119,6 +133,11 @@ class AngleClock(Clock):
     def slope(self, state: Tensor, s: Tensor, condition: Tensor | None) -> Tensor:
         """-F."""
         return -self.field.rotation(state, s, condition)
+
+    def along(self, state: Tensor, s: Tensor, condition: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with the field's products."""
+        value, products = self.field.rotation_along(state, s, condition, directions)
+        return -value, -products
 
     def enter(self, x: Tensor, u: float) -> Tensor:
         """y."""

@@ -5,6 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from flowcli.divergence import pulled
 from flowcli.errors import UserError
 from flowcli.parametrizations import Moments, Parametrization, Preconditioned
 from flowcli.paths import Path, Schedule
@@ -32,6 +33,18 @@ class Field(nn.Module):
     def velocity(self, x: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
         """dx/dt (B, ...) at x (B, ...) and u = 1 - t, a scalar or (B,)."""
 
+    def along(self, x: Tensor, u: Tensor, condition: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity (B, ...), and J e or e^T J for each direction e (K, B or 1, ...), (K, B, ...)."""
+        return pulled(lambda x: self.velocity(x, u, condition), x, directions)
+
+
+def network_along(
+    network: nn.Module, x: Tensor, time: Tensor, condition: Tensor | None, directions: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """A network's output (B, ...) and its Jacobian times each direction, where it has a rule for that; else None."""
+    rule = getattr(network, "along", None)
+    return None if rule is None else rule(x, time, condition, directions)
+
 
 class FreeField(Field):
     """A network as the velocity itself, on no path: what maximum likelihood trains (notes 001 IV, 002)."""
@@ -43,6 +56,11 @@ class FreeField(Field):
     def velocity(self, x: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
         """The network at x (B, ...); its time is u, and no faster: what moves fast in time needs more solver steps."""
         return self.network(x, u, condition)
+
+    def along(self, x: Tensor, u: Tensor, condition: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's own rule, where it has one."""
+        found = network_along(self.network, x, u, condition, directions)
+        return super().along(x, u, condition, directions) if found is None else found
 
 
 class PathField(Field):
@@ -64,6 +82,12 @@ class PathField(Field):
     @abstractmethod
     def rotation(self, y: Tensor, angle: Tensor, condition: Tensor | None) -> Tensor:
         """F (B, ...) of dy/dphi = -F at y (B, ...) and an angle, a scalar or (B,)."""
+
+    def rotation_along(
+        self, y: Tensor, angle: Tensor, condition: Tensor | None, directions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """F (B, ...), and J e or e^T J for each direction e (K, B or 1, ...), (K, B, ...)."""
+        return pulled(lambda y: self.rotation(y, angle, condition), y, directions)
 
     def velocity(self, x: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
         """dx/dt (B, ...)."""
@@ -96,13 +120,18 @@ class LearnedField(PathField):
         self.network, self.parametrization = network, parametrization
         self.turns = isinstance(parametrization, Preconditioned)  # raw outputs depend on the path's own time
 
-    def _evaluate(self, x: Tensor, u: Tensor, condition: Tensor | None) -> tuple[Tensor, Schedule]:
-        """The network's output (B, ...) and the schedule, shaped to broadcast."""
+    def shown(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Schedule]:
+        """What the network sees of x (B, ...) and of u, a scalar or (B,), and the schedule, shaped to broadcast."""
         u = self.parametrization.clip(u)
         c = self.path.schedule(u)
         time = self.parametrization.network_time(u, c, self.moments)
         c = Schedule(*(beside(value, x) for value in c))
-        return self.network(self.parametrization.network_input(x, c, self.moments), time, condition), c
+        return self.parametrization.network_input(x, c, self.moments), time, c
+
+    def _evaluate(self, x: Tensor, u: Tensor, condition: Tensor | None) -> tuple[Tensor, Schedule]:
+        """The network's output (B, ...) and the schedule, shaped to broadcast."""
+        seen, time, c = self.shown(x, u)
+        return self.network(seen, time, condition), c
 
     def velocity(self, x: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
         """dx/dt (B, ...), without the ends, which cost more than they look in a solve."""
@@ -117,19 +146,30 @@ class LearnedField(PathField):
         ends = self.parametrization.ends(x, output, c, self.moments)
         return self.parametrization.velocity(x, output, c, self.moments), ends, c
 
+    def along(self, x: Tensor, u: Tensor, condition: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """By the network's own rule, where it has one: its input and the velocity are affine in x and in its output."""
+        seen, time, c = self.shown(x, u)
+        rule, m, zero = self.parametrization, self.moments, torch.zeros_like(x)
+        shown = rule.network_input(directions, c, m) - rule.network_input(torch.zeros_like(directions), c, m)
+        found = network_along(self.network, seen, time, condition, shown)
+        if found is None:
+            return super().along(x, u, condition, directions)
+        output, products = found
+        return (
+            rule.velocity(x, output, c, m),
+            rule.velocity(directions, products, c, m) - rule.velocity(zero, zero, c, m),
+        )
+
     def rotation(self, y: Tensor, angle: Tensor, condition: Tensor | None) -> Tensor:
         """The preconditioned network itself."""
         return self.network(y, angle, condition)
 
-    def residual(self, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
-        """Output minus target at x_t for pairs of ends (B, ...) and u (B,): what every objective weighs and squares."""
-        c = self.schedule(x_1, u)
-        return self.residual_at(c.alpha * x_1 + c.sigma * x_0, x_0, x_1, u, condition)
-
-    def residual_at(self, x_t: Tensor, x_0: Tensor, x_1: Tensor, u: Tensor, condition: Tensor | None) -> Tensor:
-        """Output at x_t (B, ...) minus the target that these ends (B, ...) make."""
-        output, c = self._evaluate(x_t, u, condition)
-        return output - self.parametrization.target(x_0, x_1, c, self.moments)
+    def rotation_along(
+        self, y: Tensor, angle: Tensor, condition: Tensor | None, directions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The network's own rule, where it has one."""
+        found = network_along(self.network, y, angle, condition, directions)
+        return super().rotation_along(y, angle, condition, directions) if found is None else found
 
     def overflow(self) -> str | None:
         """Where a number of this field, or its square, leaves the range of the field's precision; None: nowhere."""

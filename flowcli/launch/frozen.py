@@ -14,6 +14,9 @@ from flowcli.launch.request import ON_CHECKPOINT, ON_RESUME, Request, quote
 FROZEN = "_ckpt"
 """The option under which a checkpoint's own node stands in each config group."""
 
+LATER = {"flowcli.engine.Trainer": {"compile": False, "workers": "auto"}}
+"""What classes did before these settings were theirs: a run of that time goes on so."""
+
 WRITTEN = (".json", ".jsonl", ".npy", ".png", ".safetensors")
 """Endings of the files that a run has beside its folders."""
 
@@ -82,6 +85,9 @@ def reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
         choices = checkpoints.read_config(resume / run.CHOICES_FILE)
     tracking.refuse_unsaid(config.get("logger"), {override.key_or_group for override in overrides})
     storage.require_free(folder)
+    trainer = config.get("trainer")
+    if isinstance(trainer, dict):
+        config = {**config, "trainer": {**LATER.get(str(trainer.get("_target_")), {}), **trainer}}
     register_frozen(config, choices)
     # output_subdir: .hydra/ keeps what was first asked; what changes now goes into the checkpoints
     folder = folder.resolve()

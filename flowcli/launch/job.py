@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowcli import foreign, processes, run, storage
+from flowcli import foreign, memory, processes, run, storage
 from flowcli.errors import Interrupted, JobError, UserError
 from flowcli.explain import explain
 from flowcli.launch import cells
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 
 def task(verb: str) -> Any:
-    """The module that does a verb's work."""
+    """The module that does a verb's work, in a process that is ready for it."""
+    memory.keep_freed()
     return importlib.import_module(f"flowcli.tasks.{verb}")
 
 

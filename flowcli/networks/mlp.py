@@ -67,11 +67,43 @@ class MLP(nn.Module):
         if self.frequencies.shape[1]:
             phase = flat @ self.frequencies
             flat = torch.cat([flat, phase.sin(), phase.cos()], 1)
-        t = t.reshape(-1, 1)
-        if len(self.octaves):
-            t = torch.cat([(t * self.octaves).sin(), (t * self.octaves).cos()], 1)
-        h = self.of_event(flat) + self.of_time(t)
+        h = self.of_event(flat) + self._of_time(t)
         for layer in self.hidden:
             step = layer(nn.functional.silu(h))
             h = h + step if self.residual else step
         return self.last(nn.functional.silu(h)).reshape(x.shape)
+
+    def along(self, x: Tensor, t: Tensor, condition: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """The output (B, ...) and its Jacobian in x times each direction (K, B or 1, ...), (K, B, ...).
+
+        Forward mode, written out: all directions share the activations and their slopes.
+        """
+        if condition is not None:
+            raise UserError("network=mlp takes no condition")
+        flat, moved = x.flatten(1), directions.flatten(2)
+        if self.frequencies.shape[1]:
+            phase, turned = flat @ self.frequencies, moved @ self.frequencies
+            sine, cosine = phase.sin(), phase.cos()
+            flat = torch.cat([flat, sine, cosine], 1)
+            moved = torch.cat([moved.expand(-1, len(x), -1), turned * cosine, -turned * sine], 2)
+        h, moved = self.of_event(flat) + self._of_time(t), moved @ self.of_event.weight.t()
+        for layer in self.hidden:
+            assert isinstance(layer, nn.Linear)
+            step, pushed = layer(nn.functional.silu(h)), (moved * _slope(h)) @ layer.weight.t()
+            h, moved = (h + step, moved + pushed) if self.residual else (step, pushed)
+        products = (moved * _slope(h)) @ self.last.weight.t()
+        return self.last(nn.functional.silu(h)).reshape(x.shape), products.reshape(-1, *x.shape)
+
+    def _of_time(self, t: Tensor) -> Tensor:
+        t = t.reshape(-1, 1)
+        if len(self.octaves):
+            t = torch.cat([(t * self.octaves).sin(), (t * self.octaves).cos()], 1)
+        return self.of_time(t)
+
+
+def _slope(h: Tensor) -> Tensor:
+    """The derivative of SiLU at h, in one pass where it need not be differentiated again."""
+    if torch.is_grad_enabled():
+        gate = torch.sigmoid(h)
+        return gate * (1 + h * (1 - gate))
+    return torch.ops.aten.silu_backward(torch.ones_like(h), h)

@@ -21,6 +21,7 @@ MOST_MADE = 1 << 25
 """Numbers of a data set that is drawn from a formula because a checkpoint says so."""
 FEW = 10
 """Rows of such a data set whose events show their shape."""
+ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Events:
 
     Attributes:
         x: (N, ...), data units, float64: draw 0 of the dequantising noise.
-        raw: (N, ...), as they were read.
+        raw: (N, ...), as they were read; x and raw of an NPY file may be the file itself, mapped: not to be changed.
         numbers: (N,), each event's row in its source, from 0.
         source: what they are, for people.
         bin_width: of the rounding, of the event's shape, or None.
@@ -81,10 +82,10 @@ def open_events(config: Mapping[str, Any], checkpoint: Checkpoint) -> Events:
         return Events(x, opened.test, numbers, "the test split", opened.bin_width, opened.discrete, opened)
     file, event_shape = Path(str(config["input"])).expanduser(), tuple(description["event_shape"])
     read = build.source(config).read(file, column_names(checkpoint), event_shape)
-    complete = torch.isfinite(read).flatten(1).all(1)
+    complete = torch.cat([part.isfinite().flatten(1).all(1) for part in read.split(ROWS_AT_ONCE)])
     if not bool(complete.any()):
         raise UserError(f"{file}: no row is complete")
-    raw, width = read[complete], description.get("bin_width")
+    raw, width = read if bool(complete.all()) else read[complete], description.get("bin_width")
     bin_width = None if width is None else torch.tensor(width, dtype=raw.dtype).reshape(event_shape)
     x = dequantize(raw, bin_width, 0, "dequantize input 0")
     discrete, left_out = bool(description.get("discrete")), len(read) - len(raw)

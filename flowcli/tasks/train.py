@@ -54,6 +54,8 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
         dataset = opened[node]
         job = _Job.of(config, dataset)
         evaluation.require(job.flow, dataset)
+        job.trainer.require_compilable(job.flow.device)
+        job.trainer.require_workers(job.flow.device)
         _require_memory(job)
         require_readable(_kept(config), _description(dataset, {}))
         if job.ends is not None:
@@ -182,7 +184,11 @@ def _train(
     state = _State.of(config, flow, folder)
     feed.begin(state.offsets)
     progress, data = state.progress, job.data(dataset)
-    progress.threads = progress.threads or trainer.choose_threads(flow.trainable_parameters())
+    if not progress.threads:
+        progress.threads, progress.compiled = (
+            trainer.choose_threads(flow.trainable_parameters()),
+            int(trainer.choose_compiled(flow, job.objective)),
+        )
     with _threads(progress.threads):
         kept = folder if state.coupling is not None else own
         fitted = coupling.fit(
@@ -315,6 +321,9 @@ class _Observer:
         )
         self._feed.settled()
 
+    def told(self, text: str) -> None:
+        console.console().print(text)
+
     def should_stop(self) -> bool:
         return bool(self._listener.received)
 
@@ -337,6 +346,9 @@ class _Follower:
         pass
 
     def checkpoint(self, progress: Progress, flow: Flow, average: Flow, optimizer: Mapping[str, torch.Tensor]) -> None:
+        pass
+
+    def told(self, text: str) -> None:
         pass
 
     def should_stop(self) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowcli import build, console, metrics, plots
+from flowcli import build, console, memory, metrics, plots, streams
 from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError
 from flowcli.flows.base import Flow
@@ -23,6 +23,8 @@ from flowcli.tasks.modes import files
 KEYS: tuple[str, ...] = ("input", "out")
 DRAWS, DRAW_POINTS = 20, 1000
 """Subsets behind the energy distance, and the most points of each."""
+COPIES = 4
+"""Latents, shuffled ones, the noise beside them and a table's copy are in memory at once."""
 
 
 def check(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow) -> None:
@@ -33,7 +35,9 @@ def check(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow) -> None
     """
     require_latents(flow)
     files.destination(config)
-    open_events(config, checkpoint)
+    events = open_events(config, checkpoint)
+    size = COPIES * 8 * len(events.x) * flow.start.mean.numel()
+    memory.require(f"the latents of {events.source}, {len(events.x):,} rows,", size)
 
 
 def require_latents(flow: Flow) -> None:
@@ -59,7 +63,8 @@ def run(config: Mapping[str, Any], checkpoint: Checkpoint, flow: Flow, folder: P
         np.save(file, latents.numpy())
     names = [f"z{i}" for i in range(latents[0].numel())]
     if out is not None:
-        files.write(latents, names, out, events.numbers)
+        size = streams.block_rows(1, latents.shape[1:])
+        files.write(latents.split(size), latents.shape, names, out, events.numbers)
     noise, shape = _noise(flow, max(len(latents), DRAW_POINTS), seed), tuple(latents.shape[1:])
     picture, titles = folder / "latents.png", ("Noise", "Latents")
     plots.samples(noise.numpy(), latents.numpy(), picture, event_shape=shape, titles=titles)

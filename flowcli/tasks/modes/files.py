@@ -3,21 +3,19 @@
 import math
 import os
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 import yaml
 from torch import Tensor
 
-from flowcli import launch, processes
+from flowcli import launch, processes, streams
 from flowcli.checkpoints import Checkpoint
 from flowcli.errors import UserError, integer
 from flowcli.run import REFERENCE_FILE
-from flowcli.storage import replacing
 
 ENDINGS = (".npy", ".csv", ".parquet")
 MOST_REFERENCE = 1 << 24
@@ -76,16 +74,21 @@ def destination(config: Mapping[str, Any], endings: Sequence[str] = ENDINGS) -> 
     return out
 
 
-def write(values: Tensor, names: Sequence[str], out: Path, numbers: Tensor | None = None) -> None:
-    """Write rows (N, ...) as an array of their shape, or as a table of named columns, behind row numbers (N,)."""
+def write(
+    parts: Iterable[Tensor], shape: Sequence[int], names: Sequence[str], out: Path, numbers: Tensor | None = None
+) -> None:
+    """Write rows of this shape (N, ...), which come in parts, as an array of it, or as a table of named columns.
+
+    numbers: of the rows (N,); a table's first column.
+
+    Raises:
+        OSError: the file cannot be written; it is what it was.
+    """
     if not processes.leads():
         return
-    with replacing(out) as file:
-        if out.suffix == ".npy":
-            np.save(file, values.numpy())
-            return
-        flat = values.flatten(1).numpy()
-        front = {} if numbers is None else {"row": numbers.numpy()}
-        table = pl.DataFrame(front | {name: flat[:, i] for i, name in enumerate(names)})
-        # by pyarrow, whose errors of the disk are the operating system's
-        table.write_csv(file) if out.suffix == ".csv" else table.write_parquet(file, use_pyarrow=True)
+    if out.suffix != ".npy":
+        streams.write_table(out, names, parts, numbers)
+        return
+    with streams.growing(out, shape) as append:
+        for part in parts:
+            append(part)

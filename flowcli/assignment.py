@@ -1,0 +1,67 @@
+"""The cheapest pairing of as many points with as many others, for squared distances: exact."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+LEVELS, RELAXATION, MANY = ((0.1, 6), (0.01, 8), (0.003, 8)), 1.6, 512
+"""The first guess at the prices: entropic ones (Sinkhorn's), at temperatures in units of the root mean square of the
+costs, by so many rounds, over-relaxed but for the first; the last level is for more points than so many. Measured on 64
+to 2,048 points in 2 and 64 dimensions: they make the search for the exact plan 2 to 8 times as quick, whatever lies on
+either side."""
+LEAST_EXPONENT = -60.0
+"""Single precision slows down below e^-87."""
+
+
+def cheapest(x: Tensor, y: Tensor) -> Tensor:
+    """For each of the points y (n, D) the one of x (n, D) that goes with it, (n,): a permutation.
+
+    It minimises the sum of |x_i - y_j|^2 over all of them, in double precision. Equal points go in an order that is
+    the same every time, whatever the number of threads.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    from scipy.optimize import linear_sum_assignment  # here, because it is slow to import
+
+    with one_thread():
+        x, y = (points.detach().flatten(1).double().cpu() for points in (x, y))
+        # the squares of the norms add the same to every plan
+        costs = -((x - x.mean(0)) @ (y - y.mean(0)).T)
+        prices = _prices(costs.float())
+        # prices change no plan's cost against another's; good ones leave little to search
+        costs -= prices
+        costs -= costs.amin(1, keepdim=True)
+        costs -= costs.amin(0)
+        return torch.from_numpy(linear_sum_assignment(costs.numpy())[1]).argsort()
+
+
+def _prices(costs: Tensor) -> Tensor:
+    """A guess at what each column of costs (n, n), whose mean is zero, is worth, (n,)."""
+    spread, prices = float(torch.linalg.vector_norm(costs)) / len(costs), torch.zeros(len(costs))
+    if not 0 < spread < math.inf:
+        return prices
+    for level, rounds in LEVELS if len(costs) > MANY else LEVELS[:-1]:
+        kernel = prices - costs
+        kernel -= kernel.amax(1, keepdim=True)
+        kernel.div_(level * spread).clamp_min_(LEAST_EXPONENT).exp_()
+        rows = columns = torch.ones(len(costs))
+        for power in [1.0] + [RELAXATION] * (rounds - 1):
+            rows = rows * (kernel.mv(columns) * rows).pow_(-power)
+            columns = columns * (kernel.T.mv(rows) * columns).pow_(-power)
+        prices = prices + level * spread * columns.log()
+    return prices if bool(prices.isfinite().all()) else torch.zeros(len(costs))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """In here torch uses one thread, so that sums are rounded alike wherever they are taken."""
+    earlier = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(earlier)
