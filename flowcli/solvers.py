@@ -76,28 +76,30 @@ class Solver(ABC):
         Raises:
             JobError: steps became too small, values became infinite, or max_nfe was reached; it says where.
         """
-        nfe, at = 0, float(grid[0])
+        nfe, at, alone = 0, float(grid[0]), len(state) == 1
 
-        def counted(s: Tensor, state: State) -> State:
+        def counted(s: Tensor, now: Any) -> Any:
             nonlocal nfe, at
             nfe, at = nfe + 1, float(s.detach())
             if nfe > self.max_nfe:
                 raise JobError(self._failure(grid, at, f"{self.max_nfe} evaluations (solver.max_nfe) were not enough"))
-            return rhs(s, state)
+            return rhs(s, (now,))[0] if alone else rhs(s, now)
 
         grid = grid.to(device=state[0].device, dtype=state[0].dtype)
         points = grid if keep else grid[[0, -1]]
         settings: dict[str, Any] = {"method": self.method, "options": self._options(grid), **self._settings()}
+        start = state[0] if alone else state  # torchdiffeq copies a tuple together and apart at every evaluation
         try:
             if adjoint is None:
-                states: Any = odeint(counted, state, points, **settings)
+                states: Any = odeint(counted, start, points, **settings)
             else:  # the way back has the same steps, or ends where this one began
                 back = self._options(grid.flip(0))
                 states = odeint_adjoint(
-                    counted, state, points, adjoint_params=tuple(adjoint), adjoint_options=back, **settings
+                    counted, start, points, adjoint_params=tuple(adjoint), adjoint_options=back, **settings
                 )
         except AssertionError as error:  # torchdiffeq's way to say underflow and non-finite values
             raise JobError(self._failure(grid, at, str(error).split("`")[0].strip())) from error
+        states = (states,) if alone else states
         if not all(bool(torch.isfinite(component[-1]).all()) for component in states):
             raise JobError(self._failure(grid, at, "the solution is not finite"))
         return Solution(tuple(states), nfe)

@@ -37,6 +37,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 SLOW = (
     "hydra/launcher=joblib",
     "torchrun ",
+    "trainer.compile=true",
     "experiment=paths",
     "--nfe ",
     "--sort w2",

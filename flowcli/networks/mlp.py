@@ -67,7 +67,7 @@ class MLP(nn.Module):
         if self.frequencies.shape[1]:
             phase = flat @ self.frequencies
             flat = torch.cat([flat, phase.sin(), phase.cos()], 1)
-        h = self.of_event(flat) + self._of_time(t)
+        h = self._first(flat, t)
         for layer in self.hidden:
             step = layer(nn.functional.silu(h))
             h = h + step if self.residual else step
@@ -86,7 +86,7 @@ class MLP(nn.Module):
             sine, cosine = phase.sin(), phase.cos()
             flat = torch.cat([flat, sine, cosine], 1)
             moved = torch.cat([moved.expand(-1, len(x), -1), turned * cosine, -turned * sine], 2)
-        h, moved = self.of_event(flat) + self._of_time(t), moved @ self.of_event.weight.t()
+        h, moved = self._first(flat, t), moved @ self.of_event.weight.t()
         for layer in self.hidden:
             assert isinstance(layer, nn.Linear)
             step, pushed = layer(nn.functional.silu(h)), (moved * _slope(h)) @ layer.weight.t()
@@ -94,11 +94,15 @@ class MLP(nn.Module):
         products = (moved * _slope(h)) @ self.last.weight.t()
         return self.last(nn.functional.silu(h)).reshape(x.shape), products.reshape(-1, *x.shape)
 
-    def _of_time(self, t: Tensor) -> Tensor:
-        t = t.reshape(-1, 1)
+    def _first(self, flat: Tensor, t: Tensor) -> Tensor:
+        """The first layer's output (B, width); a time that all rows share is a part of the bias."""
+        waves = t.reshape(-1, 1)
         if len(self.octaves):
-            t = torch.cat([(t * self.octaves).sin(), (t * self.octaves).cos()], 1)
-        return self.of_time(t)
+            waves = torch.cat([(waves * self.octaves).sin(), (waves * self.octaves).cos()], 1)
+        of_time = self.of_time(waves)
+        if t.dim():
+            return self.of_event(flat) + of_time
+        return nn.functional.linear(flat, self.of_event.weight, self.of_event.bias + of_time[0])
 
 
 def _slope(h: Tensor) -> Tensor:
