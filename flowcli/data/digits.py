@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowcli.data.files import read_events
 from flowcli.dataset import Dataset
 from flowcli.errors import boolean, integer
 from flowcli.randomness import generator
@@ -53,4 +52,6 @@ class Digits:
 
     def read(self, path: Path, columns: tuple[str, ...] | None, event_shape: tuple[int, ...]) -> Tensor:
         """Events (N, 1, 8, 8) of a file: see `flowcli.data.files.read_events`."""
+        from flowcli.data.files import read_events  # here, because tables are slow to import
+
         return read_events(path, columns, event_shape, header="auto", delimiter="auto")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from flowcli import memory
 from flowcli.data import targets
-from flowcli.data.files import read_events
 from flowcli.data.units import to_model_units
 from flowcli.dataset import SPLITS, Dataset, Mixture, Target
 from flowcli.errors import UserError, boolean, integer, number
@@ -74,6 +73,8 @@ class Toy(ABC):
 
     def read(self, path: Path, columns: tuple[str, ...] | None, event_shape: tuple[int, ...]) -> Tensor:
         """Events (N, D) of a file: see `flowcli.data.files.read_events`."""
+        from flowcli.data.files import read_events  # here, because tables are slow to import
+
         return read_events(path, columns, event_shape, header="auto", delimiter="auto")
 
     @property
