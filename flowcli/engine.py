@@ -170,8 +170,9 @@ class Trainer:
         if workers != "auto" and not isinstance(workers, int):
             raise UserError(f"workers must be auto or a whole number >= 0, got {workers!r}")
         self.workers = "auto" if workers == "auto" else integer("workers", workers, minimum=0, maximum=1024)
-        auto = compile == "auto"
-        self.compile = "auto" if auto else boolean("compile (auto, or a truth value)", compile)
+        if compile != "auto" and not isinstance(compile, bool):
+            raise UserError(f"compile must be auto, true or false, got {compile!r}")
+        self.compile: bool | str = compile
         self.deterministic = boolean("deterministic", deterministic)
 
     def choose_threads(self, parameters: int) -> int:
@@ -185,22 +186,30 @@ class Trainer:
         """Whether to compile: a function of the settings alone, because both forms round differently."""
         if self.compile != "auto":
             return bool(self.compile)
-        if processes.count() > 1 or missing(flow.device) is not None:
+        if self._uncompilable(flow.device, objective) is not None:
             return False
         # what is saved of a step: the calls between operations, and the passes over each layer's outputs
         layers = [layer.out_features for layer in flow.modules() if isinstance(layer, nn.Linear)]
         saved = 1e-2 if objective.solves else 4e-4 + 2e-9 * self.batch_size * sum(layers)
-        return self.steps * saved > COMPILE_SECONDS + COMPILE_LAYER_SECONDS * len(layers)
+        cost = COMPILE_SECONDS + COMPILE_LAYER_SECONDS * len(layers)
+        # a part of a training that is stopped after a while would compile anew each time
+        return self.steps * saved > cost and (self.max_time is None or self.max_time > 10 * cost)
 
-    def require_compilable(self, device: torch.device) -> None:
+    def require_compilable(self, device: torch.device, objective: Objective | None) -> None:
         """Refuse compile=true where it cannot be.
 
         Raises:
-            UserError: there is no compiler, or there are several processes.
+            UserError: there is no compiler, there are several processes, or the objective has nothing to compile.
         """
-        reason = "several processes share a step" if processes.started() else missing(device)
-        if self.compile is True and reason is not None:
+        reason = None if self.compile is not True else self._uncompilable(device, objective)
+        if reason is not None:
             raise UserError(f"trainer.compile=true: {reason}; say trainer.compile=auto")
+
+    def _uncompilable(self, device: torch.device, objective: Objective | None) -> str | None:
+        """Why a step cannot be compiled, if it cannot."""
+        if processes.started():
+            return "several processes share a step"
+        return missing(device) or (None if objective is None else objective.plain)
 
     def choose_workers(self, ends: Ends | None, device: torch.device) -> int:
         """How many processes prepare batches ahead; the batches are the same whatever it is."""
@@ -244,7 +253,8 @@ class Trainer:
         """Train the flow in place; return the averaged one and why it ended: done, max_time or stopped.
 
         ends: the base and the coupling, for objectives that have pairs.
-        progress, average and optimizer: of an earlier checkpoint, whose raw weights the flow holds already.
+        progress, average and optimizer: of an earlier checkpoint, whose raw weights the flow holds already; a new
+        training says in progress.compiled what `choose_compiled` gave.
 
         Raises:
             UserError: the objective does not fit the flow.
@@ -304,35 +314,38 @@ class Trainer:
         """The compiled steps, if this training has them; None if it has not, or if they cannot be made any more.
 
         Raises:
-            JobError: they were asked for and cannot be made.
+            JobError: a new training asked for them and they cannot be made.
         """
         if not progress.compiled or progress.step >= self.steps:
             return None
         observer.told("compiling the training step")
         try:
-            if objective.solves:  # a graph of the whole loop would take minutes: its slopes are graphs
-                objective.graphs = Graphs()
-                taking.gradient(batches(progress.step))
-                return None
-            # about 1e11 operations a second
-            short = self._operations(flow.trainable_parameters()) < GROUP_SECONDS * 1e11
-            steps = GROUP_STEPS if short and batches.steps % GROUP_STEPS == 0 else 1
-            return taking.compile(batches(progress.step // steps * steps, steps), steps)
+            reason = self._uncompilable(flow.device, objective)
+            if reason is not None:
+                raise NotCompiled(reason)
+            with _unchanged(flow):
+                if objective.solves:  # a graph of the whole loop would take minutes: its slopes are graphs
+                    objective.graphs = Graphs()
+                    taking.gradient(batches(progress.step))
+                    return None
+                # about 1e11 operations a second
+                short = self._operations(flow.trainable_parameters()) < GROUP_SECONDS * 1e11
+                rhythms = (batches.steps, self.log_every, self.validate_every, self.checkpoint_every)
+                steps = GROUP_STEPS if short and not any(every % GROUP_STEPS for every in rhythms) else 1
+                return taking.compile(batches(progress.step // steps * steps, steps), steps)
         except NotCompiled as error:
             objective.graphs = None
-            if self.compile is True:
+            if self.compile is True and progress.step == 0:
                 raise JobError(f"trainer.compile=true: the step does not compile: {error}") from error
-            observer.told(f"trainer.compile=auto: the step does not compile ({error}); it goes on without")
+            observer.told(f"the training step does not compile ({error}); it goes on plain, and rounds differently")
             return None
 
     def _whole(self, step: int, count: int) -> bool:
         """Whether steps step .. step + count are a group: a function of their numbers, so that resuming changes none.
 
-        What is noted is noted between groups; single steps lead up to it where it is out of their rhythm.
+        Others are taken one by one. What is noted is noted between groups: every rhythm is a multiple of theirs.
         """
-        rhythms = (self.log_every, self.validate_every, self.checkpoint_every)
-        within = all(step // every == (step + count - 1) // every for every in rhythms)
-        return step % count == 0 and step + count <= self.steps and within
+        return step % count == 0 and step + count <= self.steps
 
     def _single(self, taking: Step, batches: Batches, diary: "_Diary") -> tuple[list[float], list[float]]:
         """Take one step; its loss and gradient norm.
@@ -460,6 +473,17 @@ class _Diary:
     def _log(self, record: dict[str, Any]) -> None:
         step, seconds = self.progress.step, round(self.progress.seconds, 3)
         self.observer.logged({"step": step, **record}, {"step": step, "seconds": seconds})
+
+
+@contextmanager
+def _unchanged(flow: Flow) -> Iterator[None]:
+    """A network's own memory (a BatchNorm's means) is in the end what it was: trials leave nothing behind."""
+    kept = [(buffer, buffer.clone()) for buffer in flow.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            buffer.copy_(value)
 
 
 @contextmanager

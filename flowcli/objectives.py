@@ -115,6 +115,11 @@ class Objective(ABC):
         """Whether a loss solves an ODE."""
         return False
 
+    @property
+    def plain(self) -> str | None:
+        """Why no part of a loss can be compiled; None: it can."""
+        return None
+
     @abstractmethod
     def prepare(self, flow: Flow, data: TrainingData, ends: Ends | None) -> None:
         """Fit what depends on the flow and the data, once, before training.
@@ -408,6 +413,11 @@ class MaximumLikelihood(Objective):
     def solves(self) -> bool:
         """For a continuous flow."""
         return self.solver is not None
+
+    @property
+    def plain(self) -> str | None:
+        """The adjoint's gradients are an ODE of their own."""
+        return "objective.gradient=adjoint is never compiled" if self.gradient == "adjoint" else None
 
     def prepare(self, flow: Flow, data: TrainingData, ends: Ends | None) -> None:
         """Nothing to fit.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "torchdiffeq", "POT", "numpy", "hydra-core", "omegaconf", "polars", "matplotlib")
+PACKAGES = ("torch", "torchdiffeq", "POT", "scipy", "numpy", "hydra-core", "omegaconf", "polars", "matplotlib")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

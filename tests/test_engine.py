@@ -334,7 +334,7 @@ def test_clipping_bounds_the_step(data):
         ({"ema_decay": 1}, "ema_decay must be"),
         ({"max_time": -1}, "max_time must be"),
         ({"threads": "all"}, "threads must be"),
-        ({"compile": "always"}, "compile .auto, or a truth value. must be"),
+        ({"compile": "always"}, "compile must be auto, true or false"),
         ({"deterministic": 1}, "deterministic must be true or false"),
     ],
 )

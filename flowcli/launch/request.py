@@ -21,7 +21,7 @@ ON_CHECKPOINT = {
 }
 """What may be changed for a trained flow, besides the verb's own keys."""
 
-ON_RESUME = ("trainer.steps", "trainer.max_time", "logger")
+ON_RESUME = ("trainer.steps", "trainer.max_time", "trainer.workers", "logger")
 """What may be changed when a run goes on."""
 
 FLAG_OR_KEY = ("weights", "which", "out")

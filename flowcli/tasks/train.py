@@ -54,7 +54,8 @@ def check(configs: Sequence[Mapping[str, Any]]) -> None:
         dataset = opened[node]
         job = _Job.of(config, dataset)
         evaluation.require(job.flow, dataset)
-        job.trainer.require_compilable(job.flow.device)
+        if not config.get("resume"):  # one that goes on may have to do without
+            job.trainer.require_compilable(job.flow.device, job.objective)
         job.trainer.require_workers(job.flow.device)
         _require_memory(job)
         require_readable(_kept(config), _description(dataset, {}))

@@ -87,7 +87,7 @@ class _Crew:
                 "a process that prepared batches is gone (killed, or out of memory); "
                 "go on from the last checkpoint, with trainer.workers=0 if memory is short"
             ) from error
-        if isinstance(made, Exception):
+        if isinstance(made, JobError):
             raise made
         self._next += 1
         return Inputs(**{name: torch.from_numpy(array) for name, array in made.items()})
@@ -150,5 +150,9 @@ def _made(block: Callable[[int], Inputs], number: int) -> Any:
     """A block as arrays, which need no shared memory, or what went wrong."""
     try:
         return {name: value.numpy() for name, value in block(number)._asdict().items() if value is not None}
-    except (JobError, MemoryError, RuntimeError) as error:
+    except JobError as error:
         return error
+    except Exception as error:  # whatever it is, the training says it
+        return JobError(
+            f"a batch could not be prepared: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        )
