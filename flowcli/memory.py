@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ def there() -> int:
     return min([*found, int(text)] if text.isdigit() else found)
 
 
+@cache
 def keep_freed() -> None:
     """Let this process keep the memory that it frees, for its next tensors (where the C library is glibc).
 

@@ -315,9 +315,9 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(signum, status, fork
 
 
 SLOW = {
-    "a step": ("flowcli.objectives:FlowMatching.residual", "stopped at step 0"),
+    "a step": ("flowcli.objectives:FlowMatching.loss", "stopped at step 0"),
     "the validation": ("flowcli.engine:_Validation.__call__", "stopped at step 4"),
-    "the weights": ("flowcli.engine:Trainer._average", "stopped at step 1"),
+    "the weights": ("flowcli.training.step:Step.apply", "stopped at step 1"),
     "the evaluation": ("flowcli.evaluate:Evaluation.__call__", "stopped in the evaluation"),
     "the data": ("flowcli.data.toys:Toy.load", ""),
 }
@@ -337,7 +337,7 @@ def test_a_signal_is_heard_within_five_seconds_whatever_goes_on(what, forks, und
 
 def test_a_second_signal_stops_at_once(forks, undisturbed, tmp_path):
     whole, seconds, _ = undisturbed("plain")
-    hang = {"target": "flowcli.engine:Trainer._average", "seconds": 60.0}
+    hang = {"target": "flowcli.training.step:Step.apply", "seconds": 60.0}
     first = seconds + 1.0
     events = [[first, signal.SIGTERM], [first + 0.5, signal.SIGTERM]]
     stopped = forks.run(words("plain"), tmp_path, hang=hang, signals=events)
@@ -380,7 +380,7 @@ def test_a_signal_while_the_last_checkpoint_is_written_is_heard(target, forks, t
 
 def test_what_resume_changes_is_kept_before_the_next_checkpoint(forks, tmp_path):
     assert forks.run(words("plain"), tmp_path)["status"] == 0
-    hang = {"target": "flowcli.engine:Trainer._average", "seconds": 60.0}
+    hang = {"target": "flowcli.training.step:Step.apply", "seconds": 60.0}
     line = ["train", "--resume", "run", "trainer.steps=15"]
     killed = forks.run(line, tmp_path, hang=hang, signals=[[3.0, signal.SIGKILL]])
     assert killed["status"] == -signal.SIGKILL

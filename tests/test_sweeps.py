@@ -612,7 +612,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(
     forks: Forks, undisturbed: Any, tmp_path: Path
 ) -> None:
     known = undisturbed(3)
-    hang = {"target": "flowcli.engine:Trainer._average", "seconds": 2 * known.seconds}
+    hang = {"target": "flowcli.training.step:Step.apply", "seconds": 2 * known.seconds}
     stopped = forks.run(real(3), tmp_path, hang=hang, signals=[[known.seconds, signal.SIGINT]])
     assert stopped["status"] == 128 + signal.SIGINT and stopped["err"].count("\n") == 1, stopped
     (step,) = (tmp_path / "sweep" / "0" / "checkpoints").glob("step-*")
