@@ -1,11 +1,11 @@
 """The cheapest pairing of as many points with as many others, for squared distances: exact."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from flowcli import threads
 
 LEVELS, RELAXATION, MANY = ((0.1, 6), (0.01, 8), (0.003, 8)), 1.6, 512
 """The first guess at the prices: entropic ones (Sinkhorn's), at temperatures in units of the root mean square of the
@@ -27,7 +27,7 @@ def cheapest(x: Tensor, y: Tensor) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment  # here, because it is slow to import
 
-    with one_thread():
+    with threads.using(1):
         x, y = (points.detach().flatten(1).double().cpu() for points in (x, y))
         # the squares of the norms add the same to every plan
         costs = -((x - x.mean(0)) @ (y - y.mean(0)).T)
@@ -54,14 +54,3 @@ def _prices(costs: Tensor) -> Tensor:
             columns = columns * (kernel.T.mv(rows) * columns).pow_(-power)
         prices = prices + level * spread * columns.log()
     return prices if bool(prices.isfinite().all()) else torch.zeros(len(costs))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """In here torch uses one thread, so that sums are rounded alike wherever they are taken."""
-    earlier = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(earlier)

@@ -57,13 +57,13 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
     return ready
 
 
-def differentiable(function: Function, examples: Sequence[Tensor | None]) -> Function:
+def differentiable(function: Function, examples: Sequence[Tensor]) -> Function:
     """The function as one graph for arguments like these, with gradients for them and for all that it closes over.
 
     Raises:
         NotCompiled: the machine, or the function, does not allow it.
     """
-    device = next(example.device for example in examples if example is not None)
+    device = examples[0].device
     _require(device)
     with _trying():
         ready = torch.compile(function, fullgraph=True, dynamic=False, options=_options(device))

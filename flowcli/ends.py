@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowcli.assignment import one_thread
+from flowcli import threads
 from flowcli.bases import Base
 from flowcli.couplings import Coupling, Pairs, transport_cost
 from flowcli.parametrizations import Moments
@@ -30,10 +30,12 @@ class Ends(NamedTuple):
         if self.coupling.independent:
             return self.coupling(noise, x_1, condition, generator)
         size = len(x_1) if batch_size is None else batch_size
-        conditions = [None] * len(x_1) if condition is None else condition.split(size)
-        batches = zip(noise.split(size), x_1.split(size), conditions, strict=False)
-        with one_thread():  # else a plan might be another one where there are more threads
-            coupled = [self.coupling(*batch, generator) for batch in batches]
+        batches = [slice(first, first + size) for first in range(0, len(x_1), size)]
+        with threads.using(1):  # else a plan might be another one where there are more threads
+            coupled = [
+                self.coupling(noise[batch], x_1[batch], None if condition is None else condition[batch], generator)
+                for batch in batches
+            ]
         if len(coupled) == 1:
             return coupled[0]
         x_0, x_1 = torch.cat([pairs.x_0 for pairs in coupled]), torch.cat([pairs.x_1 for pairs in coupled])

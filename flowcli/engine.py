@@ -22,14 +22,13 @@ from flowcli.ends import Ends
 from flowcli.errors import Interrupted, JobError, UserError, boolean, choice, integer, number
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import Graphs
-from flowcli.objectives import Inputs, Objective
-from flowcli.randomness import generator
+from flowcli.objectives import Objective
 from flowcli.training.ahead import ahead, available, suggested
 from flowcli.training.batches import Batches
 from flowcli.training.step import CompiledSteps, Step
+from flowcli.training.validation import Validation
 
 OPTIMIZERS = ("adam", "adamw")
-VALIDATION_CHUNK = 16_384
 GROUP_STEPS, GROUP_SECONDS = 5, 1e-3
 """Steps shorter than this are compiled so many at a time: a call of a graph costs a twentieth of a millisecond."""
 COMPILE_SECONDS, COMPILE_LAYER_SECONDS = 8.0, 2.0
@@ -269,7 +268,7 @@ class Trainer:
         taking = Step(flow, average, objective, weight_decay=self.weight_decay, grad_clip=self.grad_clip)
         if optimizer:
             taking.adam.restore(optimizer)
-        batches, validation = Batches(flow, objective, data, self.batch_size, seed), _Validation(objective, data, seed)
+        batches, validation = Batches(flow, objective, data, self.batch_size, seed), Validation(objective, data, seed)
         diary = _Diary(observer, progress, flow, average, taking, saved=progress.step if resumed else None)
         earlier, began, ending = progress.seconds, time.perf_counter(), "done"
         coupled_earlier = progress.coupling_seconds - objective.coupling_seconds
@@ -389,7 +388,7 @@ class Trainer:
         # a growing memory: a fixed 0.999 would still hold the initial weights after 1,000 steps
         return min(self.ema_decay, (1 + averaged) / (10 + averaged)) if averaged else 0.0
 
-    def _note(self, diary: "_Diary", validation: "_Validation") -> None:
+    def _note(self, diary: "_Diary", validation: "Validation") -> None:
         """Log, validate and save what the last step's number demands; before that is done the step is not noted."""
         progress = diary.progress
         step, last = progress.step, progress.step == self.steps
@@ -499,27 +498,3 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(earlier)
-
-
-class _Validation:
-    """Mean loss over the validation split, or repeats of it, always with the same noise and times."""
-
-    def __init__(self, objective: Objective, data: TrainingData, seed: int) -> None:
-        self._objective, self._data, self._seed = objective, data, seed
-        self._inputs: list[Inputs] = []
-
-    def __call__(self, flow: Flow) -> float:
-        if not self._inputs:
-            x_1 = self._data.validation
-            count = self._objective.validation_rows(len(x_1))
-            x_1 = x_1.repeat(math.ceil(count / len(x_1)), *[1] * (x_1.dim() - 1))
-            x_1 = x_1 if count >= len(self._data.validation) else x_1[:count]
-            draws = generator(self._seed, "validation")
-            example = self._objective.draw(flow, x_1, None, draws)
-            own = range(len(example.x_1))[processes.part(len(example.x_1))]
-            pieces = [slice(at, min(at + VALIDATION_CHUNK, own.stop)) for at in own[::VALIDATION_CHUNK]]
-            self._inputs = [self._objective.inputs(flow, example.part(piece)) for piece in pieces]
-        with torch.no_grad():
-            losses = [self._objective.held_out(flow, inputs).double() for inputs in self._inputs]
-        summed, rows = processes.total([sum(float(loss.sum()) for loss in losses), sum(map(len, losses))])
-        return summed / rows

@@ -40,7 +40,7 @@ FLOORS = {
         *["metrics", "latent", "expressions", "plots", "plots.*"],
         *["errors", "randomness", "dataset", "trust", "explain", "provenance"],
         *["numbers", "foreign", "allowance", "storage", "signals", "processes", "run", "memory", "configs"],
-        *["significance", "streams", "compiling"],
+        *["significance", "streams", "compiling", "threads"],
         *["tracking", "tracking.*"],
     ],
 }

@@ -316,7 +316,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(signum, status, fork
 
 SLOW = {
     "a step": ("flowcli.objectives:FlowMatching.loss", "stopped at step 0"),
-    "the validation": ("flowcli.engine:_Validation.__call__", "stopped at step 4"),
+    "the validation": ("flowcli.training.validation:Validation.__call__", "stopped at step 4"),
     "the weights": ("flowcli.training.step:Step.apply", "stopped at step 1"),
     "the evaluation": ("flowcli.evaluate:Evaluation.__call__", "stopped in the evaluation"),
     "the data": ("flowcli.data.toys:Toy.load", ""),

@@ -16,7 +16,7 @@ from flowcli.couplings import Independent
 from flowcli.dataset import TrainingData
 from flowcli.divergence import Exact
 from flowcli.ends import Ends
-from flowcli.engine import Progress, Trainer, _Validation
+from flowcli.engine import Progress, Trainer
 from flowcli.errors import Interrupted, JobError, UserError
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
@@ -28,6 +28,7 @@ from flowcli.paths import OT
 from flowcli.randomness import generator
 from flowcli.solvers import FixedStep
 from flowcli.training.batches import Batches
+from flowcli.training.validation import Validation
 from flowcli.transforms import Affine
 
 SETTINGS: dict[str, Any] = {
@@ -295,7 +296,7 @@ def test_validation_uses_the_same_noise_each_time(data):
     for _ in range(2):
         flow = flow_over(data.train)
         objective.prepare(flow, same, ends())
-        validation = _Validation(objective, same, seed=0)
+        validation = Validation(objective, same, seed=0)
         values += [validation(flow), validation(flow)]
     assert len(set(values)) == 1
     assert abs(values[0] - 1) < 0.02, "an untrained network predicts 0 for a target of unit variance"

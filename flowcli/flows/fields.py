@@ -40,10 +40,12 @@ class Field(nn.Module):
 
 def network_along(
     network: nn.Module, x: Tensor, time: Tensor, condition: Tensor | None, directions: Tensor
-) -> tuple[Tensor, Tensor] | None:
-    """A network's output (B, ...) and its Jacobian times each direction, where it has a rule for that; else None."""
+) -> tuple[Tensor, Tensor]:
+    """Output (B, ...), and J e or e^T J for each direction (K, B or 1, ...): by the network's own rule, if any."""
     rule = getattr(network, "along", None)
-    return None if rule is None else rule(x, time, condition, directions)
+    if rule is None:
+        return pulled(lambda x: network(x, time, condition), x, directions)
+    return rule(x, time, condition, directions)
 
 
 class FreeField(Field):
@@ -58,9 +60,8 @@ class FreeField(Field):
         return self.network(x, u, condition)
 
     def along(self, x: Tensor, u: Tensor, condition: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's own rule, where it has one."""
-        found = network_along(self.network, x, u, condition, directions)
-        return super().along(x, u, condition, directions) if found is None else found
+        """Of the network."""
+        return network_along(self.network, x, u, condition, directions)
 
 
 class PathField(Field):
@@ -147,18 +148,13 @@ class LearnedField(PathField):
         return self.parametrization.velocity(x, output, c, self.moments), ends, c
 
     def along(self, x: Tensor, u: Tensor, condition: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """By the network's own rule, where it has one: its input and the velocity are affine in x and in its output."""
+        """Of the network, whose input is x times a number for each row, and the velocity a sum of x and its output."""
         seen, time, c = self.shown(x, u)
         rule, m, zero = self.parametrization, self.moments, torch.zeros_like(x)
         shown = rule.network_input(directions, c, m) - rule.network_input(torch.zeros_like(directions), c, m)
-        found = network_along(self.network, seen, time, condition, shown)
-        if found is None:
-            return super().along(x, u, condition, directions)
-        output, products = found
-        return (
-            rule.velocity(x, output, c, m),
-            rule.velocity(directions, products, c, m) - rule.velocity(zero, zero, c, m),
-        )
+        output, products = network_along(self.network, seen, time, condition, shown)
+        slope = rule.velocity(directions, products, c, m) - rule.velocity(zero, zero, c, m)
+        return rule.velocity(x, output, c, m), slope
 
     def rotation(self, y: Tensor, angle: Tensor, condition: Tensor | None) -> Tensor:
         """The preconditioned network itself."""
@@ -167,9 +163,8 @@ class LearnedField(PathField):
     def rotation_along(
         self, y: Tensor, angle: Tensor, condition: Tensor | None, directions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The network's own rule, where it has one."""
-        found = network_along(self.network, y, angle, condition, directions)
-        return super().rotation_along(y, angle, condition, directions) if found is None else found
+        """Of the network."""
+        return network_along(self.network, y, angle, condition, directions)
 
     def overflow(self) -> str | None:
         """Where a number of this field, or its square, leaves the range of the field's precision; None: nowhere."""

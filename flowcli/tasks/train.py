@@ -4,8 +4,8 @@ import copy
 import json
 import math
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowcli import build, console, memory, pictures, processes
+from flowcli import build, console, memory, pictures, processes, threads
 from flowcli.checkpoints import find_checkpoint, fitted_coupling, flatten, read_config, require_readable
 from flowcli.dataset import Dataset, TrainingData
 from flowcli.ends import Ends
@@ -186,11 +186,9 @@ def _train(
     feed.begin(state.offsets)
     progress, data = state.progress, job.data(dataset)
     if not progress.threads:
-        progress.threads, progress.compiled = (
-            trainer.choose_threads(flow.trainable_parameters()),
-            int(trainer.choose_compiled(flow, job.objective)),
-        )
-    with _threads(progress.threads):
+        progress.threads = trainer.choose_threads(flow.trainable_parameters())
+        progress.compiled = int(trainer.choose_compiled(flow, job.objective))
+    with threads.using(progress.threads):
         kept = folder if state.coupling is not None else own
         fitted = coupling.fit(
             config, dataset, flow, job.ends, data, kept, batch_size=trainer.batch_size, earlier=state.coupling
@@ -372,16 +370,6 @@ def _save_untrained(folder: RunFolder, flow: Flow, config: Mapping[str, Any], de
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("resume", "trust")}
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    earlier = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(earlier)
 
 
 # ---------------------------------------------------------------- evaluation
