@@ -42,6 +42,11 @@ LARGEST_HEADER = 1 << 24
 """Bytes of a weights file's header, about 100 a tensor."""
 HOLLOW = 1 << 26
 """Bytes from which on a weights file must have half of its length on the disk: holes cost a stranger nothing."""
+LATER = {
+    "flowcli.engine.Trainer": {"compile": False, "workers": "auto"},
+    "flowcli.networks.mlp.MLP": {"kernel": False},
+}
+"""What classes did before these settings were theirs: a run of that time goes on so."""
 _KEY = re.compile(r"[\w./@:+ -]+")
 """Of a config, dots between: tab completion offers keys to a shell, which obeys other signs."""
 _CHOICE = re.compile(r"[A-Za-z][\w/-]*(@[\w.-]+)?")
@@ -234,7 +239,7 @@ def _open_checkpoint(folder: Path, ckpt: str | Path, weights: str | None) -> Che
     wrong = _wrong_in(description)
     if wrong is not None:
         raise UserError(f"--ckpt {ckpt}: {folder / DESCRIPTION_FILE} is not flowcli's: {wrong}")
-    found = Checkpoint(folder, read_config(folder / CONFIG_FILE), description, weights)
+    found = Checkpoint(folder, complete(read_config(folder / CONFIG_FILE)), description, weights)
     if found.run != folder:
         foreign.refuse_links(found.run)
     return found
@@ -311,6 +316,14 @@ def read_config(file: Path, inside: Path | None = None) -> dict[str, Any]:
         UserError: unreadable, not a mapping, or it holds `${`, a control character or a key that is no name.
     """
     return _require_plain(file, foreign.read_yaml(file, inside or file.parent, most=MOST_SETTINGS))
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config with the settings that its classes were given later."""
+    return {
+        group: {**LATER.get(str(node.get("_target_")), {}), **node} if isinstance(node, dict) else node
+        for group, node in config.items()
+    }
 
 
 def _require_plain(file: Path, config: Any) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 A function is traced once, on examples: it must not look at a tensor's values.
 """
 
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +12,7 @@ import torch
 from torch import Tensor
 
 from flowcli.errors import JobError
-
-COMPILERS = ("g++", "clang++")
-"""What torch's compiler looks for on a CPU, after $CXX."""
+from flowcli.kernels import library
 
 NARROW = 8
 """Products with fewer columns than this are taken transposed: as they stand they are five times slower."""
@@ -32,10 +28,7 @@ def missing(device: torch.device) -> str | None:
     """What the machine lacks to compile for this device; None: nothing."""
     if device.type != "cpu":
         return None
-    wanted = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
-    if any(shutil.which(name) for name in wanted):
-        return None
-    return f"there is no C++ compiler ({', '.join(wanted)})"
+    return library.no_compiler() if library.compiler() is None else None
 
 
 def compiled(function: Function, examples: Sequence[Tensor]) -> Function:

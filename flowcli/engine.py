@@ -25,6 +25,7 @@ from flowcli.flows.continuous import Graphs
 from flowcli.objectives import Objective
 from flowcli.training.ahead import ahead, available, suggested
 from flowcli.training.batches import Batches
+from flowcli.training.fused import FusedSteps, has_kernel
 from flowcli.training.step import CompiledSteps, Step
 from flowcli.training.validation import Validation
 
@@ -71,7 +72,7 @@ class Progress:
         loss_sum, loss_count: of the steps since the last line of the log.
         grad_norm: of the last step.
         averaged: steps behind the averaged weights.
-        threads, compiled (0 or 1): as chosen at the first start; another choice may round differently.
+        threads, compiled, kernel (0 or 1): as at the first start; another choice may round differently.
     """
 
     step: int = 0
@@ -86,6 +87,7 @@ class Progress:
     averaged: int = 0
     threads: int = 0
     compiled: int = 0
+    kernel: int = 0
 
     @classmethod
     def restore(cls, values: Mapping[str, Any]) -> "Progress":
@@ -94,7 +96,10 @@ class Progress:
         Raises:
             UserError: it did not.
         """
-        progress, whole = cls(), {"step", "noted", "best_step", "loss_count", "averaged", "threads", "compiled"}
+        progress, whole = (
+            cls(),
+            {"step", "noted", "best_step", "loss_count", "averaged", "threads", "compiled", "kernel"},
+        )
         for name, value in values.items():
             fits = value is None and name in ("best_loss", "best_step")
             if not isinstance(value, bool) and isinstance(value, int if name in whole else int | float):
@@ -185,7 +190,7 @@ class Trainer:
         """Whether to compile: a function of the settings alone, because both forms round differently."""
         if self.compile != "auto":
             return bool(self.compile)
-        if self._uncompilable(flow.device, objective) is not None:
+        if has_kernel(flow) or self._uncompilable(flow.device, objective) is not None:
             return False
         # what is saved of a step: the calls between operations, and the passes over each layer's outputs
         layers = [layer.out_features for layer in flow.modules() if isinstance(layer, nn.Linear)]
@@ -277,7 +282,7 @@ class Trainer:
         with _deterministic(self.deterministic), ahead(batches, progress.step, self.steps, workers):
             try:
                 with observer.interruptible():
-                    group = self._compile(taking, batches, flow, objective, observer, progress)
+                    group = self._group(taking, batches, flow, objective, observer, progress)
                 while True:
                     self._note(diary, validation)
                     if progress.step >= self.steps:
@@ -287,8 +292,9 @@ class Trainer:
                     if stop or late:
                         ending = "stopped" if stop else "max_time"
                         break
-                    if group is not None and self._whole(progress.step, group.steps):
-                        losses, norms = self._grouped(group, taking, batches, diary)
+                    count = 0 if group is None else group.next(progress.step, self.steps)
+                    if group is not None and count:
+                        losses, norms = self._grouped(group, count, taking, batches, diary)
                     else:
                         losses, norms = self._single(taking, batches, diary)
                     progress.step += len(losses)
@@ -307,15 +313,23 @@ class Trainer:
         return average, ending
 
     # ------------------------------------------------------------ steps, one or several at a time
-    def _compile(
+    def _group(
         self, taking: Step, batches: Batches, flow: Flow, objective: Objective, observer: Observer, progress: Progress
-    ) -> CompiledSteps | None:
-        """The compiled steps, if this training has them; None if it has not, or if they cannot be made any more.
+    ) -> CompiledSteps | FusedSteps | None:
+        """The compiled or the fused steps, if this training has them; None if it has not, or has them no more.
+
+        What is noted is noted between groups: every rhythm is a multiple of theirs.
 
         Raises:
-            JobError: a new training asked for them and they cannot be made.
+            JobError: a new training asked for compiled ones and they cannot be made.
         """
-        if not progress.compiled or progress.step >= self.steps:
+        # about 1e11 operations a second
+        short = self._operations(flow.trainable_parameters()) < GROUP_SECONDS * 1e11
+        rhythms = (batches.steps, self.log_every, self.validate_every, self.checkpoint_every)
+        steps = GROUP_STEPS if short and not any(every % GROUP_STEPS for every in rhythms) else 1
+        if not progress.compiled:
+            return taking.fused(self.batch_size, steps)
+        if progress.step >= self.steps:
             return None
         observer.told("compiling the training step")
         try:
@@ -327,10 +341,6 @@ class Trainer:
                     objective.graphs = Graphs()
                     taking.gradient(batches(progress.step))
                     return None
-                # about 1e11 operations a second
-                short = self._operations(flow.trainable_parameters()) < GROUP_SECONDS * 1e11
-                rhythms = (batches.steps, self.log_every, self.validate_every, self.checkpoint_every)
-                steps = GROUP_STEPS if short and not any(every % GROUP_STEPS for every in rhythms) else 1
                 return taking.compile(batches(progress.step // steps * steps, steps), steps)
         except NotCompiled as error:
             objective.graphs = None
@@ -338,13 +348,6 @@ class Trainer:
                 raise JobError(f"trainer.compile=true: the step does not compile: {error}") from error
             observer.told(f"the training step does not compile ({error}); it goes on plain, and rounds differently")
             return None
-
-    def _whole(self, step: int, count: int) -> bool:
-        """Whether steps step .. step + count are a group: a function of their numbers, so that resuming changes none.
-
-        Others are taken one by one. What is noted is noted between groups: every rhythm is a multiple of theirs.
-        """
-        return step % count == 0 and step + count <= self.steps
 
     def _single(self, taking: Step, batches: Batches, diary: "_Diary") -> tuple[list[float], list[float]]:
         """Take one step; its loss and gradient norm.
@@ -363,19 +366,18 @@ class Trainer:
         return [loss], [norm]
 
     def _grouped(
-        self, group: CompiledSteps, taking: Step, batches: Batches, diary: "_Diary"
+        self, group: CompiledSteps | FusedSteps, count: int, taking: Step, batches: Batches, diary: "_Diary"
     ) -> tuple[list[float], list[float]]:
-        """Take a group of steps; their losses and gradient norms.
+        """Take so many steps; their losses and gradient norms.
 
         Raises:
             JobError: a gradient is not finite; the last checkpoint was taken before that.
         """
         first, averaged = diary.progress.step, diary.progress.averaged
         with diary.observer.interruptible():
-            inputs = batches(first, group.steps)
+            inputs = batches(first, count)
         rates = [
-            taking.rates(first + i, self.learning_rate(first + i), self._memory(averaged + i))
-            for i in range(group.steps)
+            taking.rates(first + i, self.learning_rate(first + i), self._memory(averaged + i)) for i in range(count)
         ]
         losses, norms = group(inputs, rates)
         for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowcli.bases import Uniform
 from flowcli.dataset import TrainingData
@@ -120,6 +120,10 @@ class Objective(ABC):
         """Why no part of a loss can be compiled; None: it can."""
         return None
 
+    def regressed(self, flow: Flow) -> nn.Module | None:
+        """The network whose mean square distance from `Inputs.target`, weighted, is the loss; None: it is another."""
+        return None
+
     @abstractmethod
     def prepare(self, flow: Flow, data: TrainingData, ends: Ends | None) -> None:
         """Fit what depends on the flow and the data, once, before training.
@@ -190,6 +194,10 @@ class Regression(Objective):
     def _weight(self, field: LearnedField, u: Tensor) -> Tensor:
         return self.weight(field.path.schedule(field.parametrization.clip(u).to(field.moments.var_1)), field).to(u)
 
+    def regressed(self, flow: Flow) -> nn.Module:
+        """The field's."""
+        return learned_field(flow).network
+
     def validation_rows(self, available: int) -> int:
         """Many times the split, with fresh noise for each; fewer where a coupling has to be solved."""
         return REGRESSION_ROWS if self._prepared_ends().coupling.independent else COUPLED_ROWS
@@ -237,7 +245,7 @@ class Regression(Objective):
 
     def loss(self, flow: Flow, inputs: Inputs) -> Tensor:
         """Mean square over the event's coordinates, weighted, (B,)."""
-        output = learned_field(flow).network(inputs.x, inputs.time, inputs.condition)
+        output = self.regressed(flow)(inputs.x, inputs.time, inputs.condition)
         loss = (output - inputs.target).square().flatten(1).mean(1)
         return loss if inputs.weight is None else inputs.weight * loss
 

@@ -41,6 +41,7 @@ FLOORS = {
         *["errors", "randomness", "dataset", "trust", "explain", "provenance"],
         *["numbers", "foreign", "allowance", "storage", "signals", "processes", "run", "memory", "configs"],
         *["significance", "streams", "compiling", "threads"],
+        *["kernels", "kernels.*"],
         *["tracking", "tracking.*"],
     ],
 }

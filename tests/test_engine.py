@@ -86,11 +86,11 @@ def ends() -> Ends:
     return Ends(StandardNormal((2,)).float(), Independent())
 
 
-def flow_over(train: torch.Tensor, width: int = 16) -> ContinuousFlow:
+def flow_over(train: torch.Tensor, width: int = 16, kernel: bool | str = "auto") -> ContinuousFlow:
     base = StandardNormal((2,))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = MLP((2,), width, 1, 0, 1.0, 2, True)
+        network = MLP((2,), width, 1, 0, 1.0, 2, True, kernel)
     moments = Moments.measured(train.double(), base.mean, base.std)
     field = LearnedField(network, Preconditioned(), OT(0.0), moments)
     solver = FixedStep("euler", 5, "path", 100)

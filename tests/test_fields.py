@@ -29,7 +29,7 @@ class NoRule(nn.Module):
 def network(features: int = 0, octaves: int = 2, *, residual: bool = True, rule: bool = True) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = MLP((3,), 16, 2, features, 1.0, octaves, residual)
+        made = MLP((3,), 16, 2, features, 1.0, octaves, residual, "auto")
         nn.init.normal_(made.last.weight, std=0.5)
     return (made if rule else NoRule(made)).double()
 

@@ -205,7 +205,7 @@ def train(path: Path, steps: int = 200) -> ContinuousFlow:
     transform = Affine.standardise(data)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = MLP((2,), 32, 2, 8, 1.0, 4, True)
+        network = MLP((2,), 32, 2, 8, 1.0, 4, True, "auto")
     made = parts(network=network, path=path, transform=transform, train=transform(data), mixture=None)
     flow = CNF(True, None, 0, 1).flow(made).cast(F32, CPU)
     objective = FlowMatching("unit")
@@ -300,7 +300,7 @@ def test_paths_that_do_not_start_at_the_base_need_a_gaussian():
 def plain_network(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = MLP((2,), 8, 1, 0, 1.0, 0, False)
+        network = MLP((2,), 8, 1, 0, 1.0, 0, False, "auto")
         nn.init.normal_(network.last.weight)
     return network
 

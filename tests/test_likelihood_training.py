@@ -32,7 +32,7 @@ COARSE = FixedStep("euler", 3, "path", 10)
 def network(size: int = 2) -> MLP:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = MLP((size,), 8, 1, 0, 1.0, 1, True)
+        made = MLP((size,), 8, 1, 0, 1.0, 1, True, "auto")
         nn.init.normal_(made.last.weight, std=0.3)
     return made
 

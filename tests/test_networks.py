@@ -9,7 +9,7 @@ from flowcli.networks.mlp import MLP
 
 def mlp(event_shape=(2,), width=16, depth=2, features=4, std=1.0, octaves=3, residual=True) -> MLP:
     torch.manual_seed(0)
-    return MLP(event_shape, width, depth, features, std, octaves, residual)
+    return MLP(event_shape, width, depth, features, std, octaves, residual, "auto")
 
 
 def awake(network: MLP) -> MLP:

@@ -48,7 +48,7 @@ def mlp(shape: tuple[int, ...], width: int, seed: int = 0) -> MLP:
     """A network whose last layer is not zero."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = MLP(shape, width, 1, 0, 1.0, 1, True)
+        network = MLP(shape, width, 1, 0, 1.0, 1, True, "auto")
         nn.init.normal_(network.last.weight, std=width**-0.5)
     return network
 

@@ -5,12 +5,14 @@ import itertools
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from test_build import SMALL, config
-from test_engine import Observer, ends, flow_over, trainer
+from test_engine import Observer, ends, trainer
+from test_engine import flow_over as flow_of
 from torch import Tensor, nn
 
 from flowcli import build
@@ -35,6 +37,10 @@ CPU = torch.device("cpu")
 CLIP = 0.3
 """Of the norms of the steps below some are larger and some are smaller."""
 ROWS, GROUP = 32, 5
+
+
+flow_over = partial(flow_of, kernel=False)
+"""Of PyTorch's operations: what compiled steps are compared with."""
 
 
 def corners() -> Tensor:

@@ -14,9 +14,6 @@ from flowcli.launch.request import ON_CHECKPOINT, ON_RESUME, Request, quote
 FROZEN = "_ckpt"
 """The option under which a checkpoint's own node stands in each config group."""
 
-LATER = {"flowcli.engine.Trainer": {"compile": False, "workers": "auto"}}
-"""What classes did before these settings were theirs: a run of that time goes on so."""
-
 WRITTEN = (".json", ".jsonl", ".npy", ".png", ".safetensors")
 """Endings of the files that a run has beside its folders."""
 
@@ -81,13 +78,10 @@ def reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
         if not (resume / run.RUN_FILE).is_file() or ((inner / "last").exists() and any(inner.glob("step-*"))):
             raise UserError(str(error).replace("--ckpt", "--resume", 1)) from error
         # stopped before its first checkpoint: it starts over in place
-        folder, config = resume, checkpoints.read_config(resume / run.RESOLVED_FILE)
+        folder, config = resume, checkpoints.complete(checkpoints.read_config(resume / run.RESOLVED_FILE))
         choices = checkpoints.read_config(resume / run.CHOICES_FILE)
     tracking.refuse_unsaid(config.get("logger"), {override.key_or_group for override in overrides})
     storage.require_free(folder)
-    trainer = config.get("trainer")
-    if isinstance(trainer, dict):
-        config = {**config, "trainer": {**LATER.get(str(trainer.get("_target_")), {}), **trainer}}
     register_frozen(config, choices)
     # output_subdir: .hydra/ keeps what was first asked; what changes now goes into the checkpoints
     folder = folder.resolve()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from flowcli import memory
 from flowcli.errors import UserError, boolean, integer, number
+from flowcli.kernels import library, perceptron
 
 
 class MLP(nn.Module):
@@ -28,6 +29,7 @@ class MLP(nn.Module):
         fourier_std: float,
         time_octaves: int,
         residual: bool,
+        kernel: bool | str,
     ) -> None:
         """Build for one event shape.
 
@@ -39,6 +41,8 @@ class MLP(nn.Module):
             fourier_std: their standard deviation in 2-D; scaled by sqrt(2 / D) to keep the phase's spread.
             time_octaves: sin and cos of 2^k time, k < time_octaves; 0 shows the time itself.
             residual: add each hidden layer to its input; false stacks them.
+            kernel: whether compiled code of flowcli's own computes the layers, in float32 on a CPU: true; false: torch
+                does; auto: where there is a compiler and they are narrow enough to gain by it. Rounding differs.
         """
         super().__init__()
         self.event_shape, size = event_shape, math.prod(event_shape)
@@ -49,6 +53,13 @@ class MLP(nn.Module):
         octaves = integer("time_octaves", time_octaves, minimum=0, maximum=16)
         std = number("fourier_std", fourier_std, above=0, maximum=1e6)
         self.residual = boolean("residual", residual)
+        if kernel != "auto" and not isinstance(kernel, bool):
+            raise UserError(f"kernel must be auto, true or false, got {kernel!r}")
+        wanted = width <= perceptron.WIDEST if kernel == "auto" else kernel
+        reason = library.missing() if wanted else None
+        if reason is not None and kernel is True:
+            raise UserError(f"network.kernel=true: {reason}; say network.kernel=auto")
+        self.kernel = wanted and reason is None
         self.register_buffer("frequencies", torch.randn(size, features) * std * math.sqrt(2 / size))
         self.register_buffer("octaves", 2.0 ** torch.arange(octaves))
         # two maps and a sum instead of one map of both: a solve has one time for all rows
@@ -61,13 +72,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """x (B, ...), t a scalar or (B,) -> (B, ...)."""
-        if condition is not None:
-            raise UserError("network=mlp takes no condition")
-        flat = x.flatten(1)
-        if self.frequencies.shape[1]:
-            phase = flat @ self.frequencies
-            flat = torch.cat([flat, phase.sin(), phase.cos()], 1)
-        h = self._first(flat, t)
+        _refuse(condition)
+        flat, waves = self.shown(x, t)
+        layers = self.layers()
+        if layers is not None and perceptron.takes(flat):
+            return layers(flat, waves)[0].reshape(x.shape)
+        h = self._first(flat, waves)
         for layer in self.hidden:
             step = layer(nn.functional.silu(h))
             h = h + step if self.residual else step
@@ -78,15 +88,15 @@ class MLP(nn.Module):
 
         Forward mode, written out: all directions share the activations and their slopes.
         """
-        if condition is not None:
-            raise UserError("network=mlp takes no condition")
-        flat, moved = x.flatten(1), directions.flatten(2)
-        if self.frequencies.shape[1]:
-            phase, turned = flat @ self.frequencies, moved @ self.frequencies
-            sine, cosine = phase.sin(), phase.cos()
-            flat = torch.cat([flat, sine, cosine], 1)
-            moved = torch.cat([moved.expand(-1, len(x), -1), turned * cosine, -turned * sine], 2)
-        h, moved = self._first(flat, t), moved @ self.of_event.weight.t()
+        _refuse(condition)
+        flat, waves = self.shown(x, t)
+        moved = self._shown_along(flat, directions.flatten(2))
+        layers = self.layers()
+        if layers is not None and perceptron.takes(flat):
+            output, products = layers(flat, waves, moved)
+            assert products is not None
+            return output.reshape(x.shape), products.reshape(-1, *x.shape)
+        h, moved = self._first(flat, waves), moved @ self.of_event.weight.t()
         for layer in self.hidden:
             assert isinstance(layer, nn.Linear)
             step, pushed = layer(nn.functional.silu(h)), (moved * _slope(h)) @ layer.weight.t()
@@ -94,15 +104,45 @@ class MLP(nn.Module):
         products = (moved * _slope(h)) @ self.last.weight.t()
         return self.last(nn.functional.silu(h)).reshape(x.shape), products.reshape(-1, *x.shape)
 
-    def _first(self, flat: Tensor, t: Tensor) -> Tensor:
-        """The first layer's output (B, width); a time that all rows share is a part of the bias."""
-        waves = t.reshape(-1, 1)
+    def layers(self) -> perceptron.Layers | None:
+        """For the kernel; None: torch computes them."""
+        if not self.kernel:
+            return None
+        weights = [self.of_event.weight, self.of_event.bias, self.of_time.weight]
+        for layer in (*self.hidden, self.last):
+            assert isinstance(layer, nn.Linear)
+            weights += [layer.weight, layer.bias]
+        return perceptron.Layers(weights, residual=self.residual)
+
+    def shown(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first layer sees of x (B, ...), (B, F), and of t, a scalar or (B,), (1 or B, Q)."""
+        flat, waves = x.flatten(1), t.reshape(-1, 1)
+        if self.frequencies.shape[1]:
+            phase = flat @ self.frequencies
+            flat = torch.cat([flat, phase.sin(), phase.cos()], 1)
         if len(self.octaves):
             waves = torch.cat([(waves * self.octaves).sin(), (waves * self.octaves).cos()], 1)
+        return flat, waves
+
+    def _shown_along(self, flat: Tensor, moved: Tensor) -> Tensor:
+        """The derivative of what is shown of x, flat (B, F), along each direction (K, B or 1, D), (K, B or 1, F)."""
+        size, features = self.frequencies.shape
+        if not features:
+            return moved
+        turned, (_, sine, cosine) = moved @ self.frequencies, flat.split([size, features, features], 1)
+        return torch.cat([moved.expand(-1, len(flat), -1), turned * cosine, -turned * sine], 2)
+
+    def _first(self, flat: Tensor, waves: Tensor) -> Tensor:
+        """The first layer's output (B, width); a time that all rows share is a part of the bias."""
         of_time = self.of_time(waves)
-        if t.dim():
+        if len(waves) == len(flat):
             return self.of_event(flat) + of_time
         return nn.functional.linear(flat, self.of_event.weight, self.of_event.bias + of_time[0])
+
+
+def _refuse(condition: Tensor | None) -> None:
+    if condition is not None:
+        raise UserError("network=mlp takes no condition")
 
 
 def _slope(h: Tensor) -> Tensor:

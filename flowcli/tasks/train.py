@@ -29,6 +29,7 @@ from flowcli.signals import Listener, listening
 from flowcli.storage import replacing, require_length, write_json
 from flowcli.tasks import coupling, scoring
 from flowcli.tracking import Feed, Subject, read_logs
+from flowcli.training.fused import has_kernel
 
 REFERENCE_ROWS = 5000
 """Rows of the test split that stay in the run folder, for pictures beside later samples."""
@@ -188,6 +189,13 @@ def _train(
     if not progress.threads:
         progress.threads = trainer.choose_threads(flow.trainable_parameters())
         progress.compiled = int(trainer.choose_compiled(flow, job.objective))
+        progress.kernel = int(has_kernel(flow))
+    elif progress.kernel != has_kernel(flow):
+        which = ("PyTorch", "the kernel")
+        console.console().print(
+            f"so far {which[progress.kernel]} computed the network, from here on {which[1 - progress.kernel]} does, "
+            "which rounds differently"
+        )
     with threads.using(progress.threads):
         kept = folder if state.coupling is not None else own
         fitted = coupling.fit(

@@ -5,6 +5,7 @@ Plain arithmetic in place, so that one compiled graph holds a whole step; what d
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,15 @@ from flowcli.errors import UserError
 from flowcli.training.flat import Flat
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class State(NamedTuple):
+    """What a step changes, (P,) each: the weights, Adam's two memories, the averaged weights."""
+
+    weights: Tensor
+    first: Tensor
+    second: Tensor
+    average: Tensor
 
 
 class Adam:

@@ -1,4 +1,4 @@
-"""One training step: loss, gradient, Adam and the running average of the weights; plain, or compiled as one graph.
+"""One training step: loss, gradient, Adam and the running average of the weights; plain, fused or compiled.
 
 The plain step computes the gradient first and touches no weight before it is known to be finite. The compiled one takes
 several steps a call, with their random numbers and rates as inputs, and reports each step's loss and gradient norm.
@@ -6,7 +6,7 @@ several steps a call, with their random numbers and rates as inputs, and reports
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from flowcli import processes
 from flowcli.compiling import compiled
 from flowcli.flows.base import Flow
 from flowcli.objectives import Inputs, Objective
-from flowcli.training.adam import Adam
+from flowcli.training.adam import Adam, State
 from flowcli.training.flat import Flat, trainable
+from flowcli.training.fused import FusedSteps, HasKernel
 
 
 class MeanLoss(nn.Module):
@@ -45,15 +46,6 @@ class Gradient:
     norm: Tensor
 
 
-class State(NamedTuple):
-    """What a step changes, (P,) each: the weights, Adam's two memories, the averaged weights."""
-
-    weights: Tensor
-    first: Tensor
-    second: Tensor
-    average: Tensor
-
-
 class Step:
     """Moves a flow's weights, Adam's memory and the averaged weights.
 
@@ -65,7 +57,7 @@ class Step:
         self, flow: Flow, average: Flow, objective: Objective, *, weight_decay: float, grad_clip: float | None
     ) -> None:
         """flow and average: the weights of both become views of one vector each."""
-        self._loss = MeanLoss(flow, objective)
+        self._loss, self._regressed = MeanLoss(flow, objective), objective.regressed(flow)
         named, averaged = trainable(self._loss), dict(MeanLoss(average, objective).named_parameters())
         self._flat, self._average = Flat(named), Flat({name: averaged[name] for name in named}).vector
         self.adam = Adam(self._flat, weight_decay)
@@ -95,6 +87,17 @@ class Step:
             vector = vector * (self._grad_clip / (gradient.norm + 1e-6)).clamp_max(1)
         Adam.update(state.weights, state.first, state.second, vector, rates[:3])
         state.average.lerp_(state.weights, 1 - rates[3])
+
+    # ------------------------------------------------------------ fused
+    def fused(self, rows: int, steps: int) -> FusedSteps | None:
+        """The same steps of so many rows by the network's kernel, so many at a time; None: it has none for them."""
+        network = self._regressed
+        if not isinstance(network, HasKernel) or processes.count() > 1:
+            return None
+        layers = network.layers()
+        if layers is None or any(a is not b for a, b in zip_longest(self._flat.parameters, layers.weights)):
+            return None
+        return FusedSteps(network, layers, self.state(), rows=rows, steps=steps, grad_clip=self._grad_clip)
 
     # ------------------------------------------------------------ compiled
     def compile(self, inputs: Inputs, steps: int) -> "CompiledSteps":
@@ -143,6 +146,10 @@ class CompiledSteps:
 
         rates = torch.ones(steps, 4).to(self._state.weights)
         self._run = compiled(run, [*self._state, rates, *(value for value in inputs if value is not None)])
+
+    def next(self, step: int, last: int) -> int:
+        """How many steps one call takes from this one on: all of them, at a multiple of their number, or 0."""
+        return self.steps if step % self.steps == 0 and step + self.steps <= last else 0
 
     def __call__(self, inputs: Inputs, rates: list[list[float]]) -> tuple[list[float], list[float]]:
         """Take the steps; the loss and the gradient norm of each.

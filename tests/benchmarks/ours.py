@@ -36,7 +36,6 @@ def words(work: Work, steps: int, rhythm: int) -> list[str]:
     trainer = [f"trainer.steps={steps}", f"trainer.batch_size={rows}", f"trainer.lr={RATE}", "trainer.warmup=0"]
     trainer += ["trainer.schedule=constant", f"trainer.log_every={rhythm}"]
     trainer += [f"trainer.{rare}_every={FOREVER}" for rare in ("validate", "checkpoint")]
-    trainer.append(f"trainer.compile={work.kind in ('training', 'likelihood training')}".lower())
     return [*_own(work), *network, *trainer]
 
 
