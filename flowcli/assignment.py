@@ -7,11 +7,11 @@ from torch import Tensor
 
 from flowcli import threads
 
-LEVELS, RELAXATION, MANY = ((0.1, 6), (0.01, 8), (0.003, 8)), 1.6, 512
+FEW = ((0.1, 6), (0.01, 8)), 1.6
+MANY_POINTS, MANY = 512, (((0.1, 6), (0.01, 20), (0.001, 20)), 1.7)
 """The first guess at the prices: entropic ones (Sinkhorn's), at temperatures in units of the root mean square of the
-costs, by so many rounds, over-relaxed but for the first; the last level is for more points than so many. Measured on 64
-to 2,048 points in 2 and 64 dimensions: they make the search for the exact plan 2 to 8 times as quick; far outliers and
-clusters take it back."""
+costs, by so many rounds, over-relaxed (the last number) but for the first. Measured on 64 to 2,048 points in 2 and 64
+dimensions: they make the search for the exact plan 2 to 8 times as quick; far outliers and clusters take it back."""
 LEAST_EXPONENT = -60.0
 """Single precision slows down below e^-87."""
 
@@ -44,12 +44,13 @@ def _prices(costs: Tensor) -> Tensor:
     spread, prices = float(torch.linalg.vector_norm(costs)) / len(costs), torch.zeros(len(costs))
     if not 0 < spread < math.inf:
         return prices
-    for level, rounds in LEVELS if len(costs) > MANY else LEVELS[:-1]:
+    levels, relaxation = MANY if len(costs) > MANY_POINTS else FEW
+    for level, rounds in levels:
         kernel = prices - costs
         kernel -= kernel.amax(1, keepdim=True)
         kernel.div_(level * spread).clamp_min_(LEAST_EXPONENT).exp_()
         rows = columns = torch.ones(len(costs))
-        for power in [1.0] + [RELAXATION] * (rounds - 1):
+        for power in [1.0] + [relaxation] * (rounds - 1):
             rows = rows * (kernel.mv(columns) * rows).pow_(-power)
             columns = columns * (kernel.T.mv(rows) * columns).pow_(-power)
         prices = prices + level * spread * columns.log()

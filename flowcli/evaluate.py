@@ -3,7 +3,6 @@
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +29,7 @@ RESIDUAL_CUT = 0.02
 
 CHECK_ROWS = 200
 """Test points that an evaluation solves again, more tightly, to see by how much its NLL is off."""
+TWO_SAMPLE = ("w2", "mmd", "energy_distance", "c2st")
 FLOOR = "_floor"
 
 Metrics = dict[str, float | int | str | bool]
@@ -151,25 +151,20 @@ class Evaluation:
         """Distances of samples (draws * points, ...) from the truth, with errors and floors; also draw by draw."""
         truth = Truth(dataset, points)
         bandwidth = metrics.median_bandwidth(truth(0, "bandwidth"))
-        measures: dict[str, Callable[[Tensor, Tensor], float]] = {
-            "w2": lambda x, y: metrics.wasserstein_2(x, y, generator=generator(dataset.seed, "slices")),
-            "mmd": lambda x, y: metrics.mmd(x, y, bandwidth=bandwidth),
-            "energy_distance": metrics.energy_distance,
-            "c2st": metrics.classifier_accuracy,
-        }
-        parts = samples.split(points)
+        values: dict[str, list[float]] = {name + suffix: [] for name in TWO_SAMPLE for suffix in ("", FLOOR)}
+        for draw, part in zip(range(self.draws), samples.split(points), strict=True):
+            true = truth(draw, "truth")
+            kernels = metrics.mmd_and_energy(true, bandwidth=bandwidth)
+            for suffix, x in (("", part), (FLOOR, truth(draw, "second truth"))):
+                w2 = metrics.wasserstein_2(x, true, generator=generator(dataset.seed, "slices"))
+                measured = (w2, *kernels(x), metrics.classifier_accuracy(x, true))
+                for name, value in zip(TWO_SAMPLE, measured, strict=True):
+                    values[name + suffix].append(value)
         found: Metrics = {}
-        draws: dict[str, Tensor] = {}
-        for name, measure in measures.items():
-            values, floors = [], []
-            for draw in range(self.draws):
-                true = truth(draw, "truth")
-                values.append(measure(parts[draw], true))
-                floors.append(measure(truth(draw, "second truth"), true))
-            for key, each in ((name, values), (name + FLOOR, floors)):
-                draws[key] = torch.tensor(each, dtype=torch.float64)
-                mean = metrics.mean_and_stderr(draws[key])
-                found |= {key: mean.mean, f"{key}_stderr": mean.stderr}
+        draws = {key: torch.tensor(each, dtype=torch.float64) for key, each in values.items()}
+        for key, each in draws.items():
+            mean = metrics.mean_and_stderr(each)
+            found |= {key: mean.mean, f"{key}_stderr": mean.stderr}
         return found, draws
 
     def path(self, flow: ContinuousFlow, *, seed: int) -> Metrics:

@@ -5,7 +5,7 @@ between two samples of the truth, of the same sizes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,16 +78,23 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float) -> float:
     $E k(x, x') + E k(y, y') - 2 E k(x, y)$ over different points: mean 0, and as often negative as not, for equal
     distributions (Gretton et al., 2012).
     """
-
-    def kernel(squared: Tensor) -> Tensor:
-        return torch.exp(squared / (-2 * bandwidth**2))
-
-    return _u_statistic(x, y, kernel, diagonal=1.0)
+    return _Against(y, (_gaussian(bandwidth),))(x)[0]
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
     r"""Unbiased $2 E|x - y| - E|x - x'| - E|y - y'|$ over different points; mean 0 for equal distributions."""
-    return -_u_statistic(x, y, torch.sqrt, diagonal=0.0)
+    return -_Against(y, (_DISTANCE,))(x)[0]
+
+
+def mmd_and_energy(y: Tensor, *, bandwidth: float) -> Callable[[Tensor], tuple[float, float]]:
+    """A function that takes an x to `mmd` and `energy_distance`: what depends on y alone is computed once."""
+    against = _Against(y, (_gaussian(bandwidth), _DISTANCE))
+
+    def both(x: Tensor) -> tuple[float, float]:
+        squared, negative = against(x)
+        return squared, -negative
+
+    return both
 
 
 def classifier_accuracy(x: Tensor, y: Tensor) -> float:
@@ -182,20 +189,43 @@ def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _u_statistic(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor], *, diagonal: float) -> float:
-    """Mean of the kernel within x and within y, over different points, less twice its mean between them.
+class _Kernel(NamedTuple):
+    """A function of distances, and its value at 0."""
 
-    The kernel takes squared distances; `diagonal` is its value at 0.
-    """
-    x, y = _pair(x, y)
-    n, m = len(x), len(y)
-    within_x = (_kernel_sum(x, x, kernel) - n * diagonal) / (n * (n - 1))
-    within_y = (_kernel_sum(y, y, kernel) - m * diagonal) / (m * (m - 1))
-    return within_x + within_y - 2 * _kernel_sum(x, y, kernel) / (n * m)
+    of: Callable[[Tensor], Tensor]
+    diagonal: float
 
 
-def _kernel_sum(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor]) -> float:
-    rows = max(1, _CHUNK // len(y))
-    # Differences and not |x|^2 + |y|^2 - 2xy: a point's distance to itself must be 0.
-    distances = (torch.cdist(chunk, y, compute_mode="donot_use_mm_for_euclid_dist") for chunk in x.split(rows))
-    return sum(float(kernel(distance.square()).sum()) for distance in distances)
+def _gaussian(bandwidth: float) -> _Kernel:
+    return _Kernel(lambda distance: torch.exp(distance.square() / (-2 * bandwidth**2)), 1.0)
+
+
+_DISTANCE = _Kernel(lambda distance: distance, 0.0)
+
+
+class _Against:
+    """Each kernel's mean within x and within y, over different points, less twice its mean between them."""
+
+    def __init__(self, y: Tensor, kernels: Sequence[_Kernel]) -> None:
+        self._y, self._kernels = _flat(y), kernels
+        self._within_y: list[float] | None = None
+
+    def __call__(self, x: Tensor) -> list[float]:
+        x, y = _pair(x, self._y)
+        if self._within_y is None:
+            self._within_y = self._within(y)
+        between = self._sums(x, y)
+        means = zip(self._within(x), self._within_y, between, strict=True)
+        return [within_x + within_y - 2 * total / (len(x) * len(y)) for within_x, within_y, total in means]
+
+    def _within(self, x: Tensor) -> list[float]:
+        n, sums = len(x), self._sums(x, x)
+        return [(s - n * kernel.diagonal) / (n * (n - 1)) for s, kernel in zip(sums, self._kernels, strict=True)]
+
+    def _sums(self, x: Tensor, y: Tensor) -> list[float]:
+        rows, sums = max(1, _CHUNK // len(y)), [0.0] * len(self._kernels)
+        for chunk in x.split(rows):
+            # Differences and not |x|^2 + |y|^2 - 2xy: a point's distance to itself must be 0.
+            distance = torch.cdist(chunk, y, compute_mode="donot_use_mm_for_euclid_dist")
+            sums = [s + float(kernel.of(distance).sum()) for s, kernel in zip(sums, self._kernels, strict=True)]
+        return sums

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcli import evaluate
+from flowcli import evaluate, metrics
 from flowcli.bases import StandardNormal
 from flowcli.data import toys
 from flowcli.data.toys import Gaussian as GaussianSource
@@ -131,6 +131,23 @@ def test_a_wrong_model_is_far_from_them(dataset):
     for name in TWO_SAMPLE:
         error = math.hypot(float(found[f"{name}_stderr"]), float(found[f"{name}_floor_stderr"]))
         assert float(found[name]) - float(found[f"{name}_floor"]) > 10 * error, name
+
+
+def test_each_draw_is_held_against_its_own_truth(dataset):
+    samples = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)).double()
+    _, draws = SETTINGS.two_sample(samples, dataset, 200)
+    truth = evaluate.Truth(dataset, 200)
+    bandwidth = metrics.median_bandwidth(truth(0, "bandwidth"))
+    for draw, part in ((0, samples[:200]), (19, samples[-200:])):
+        for end, x in (("", part), ("_floor", truth(draw, "second truth"))):
+            true = truth(draw, "truth")
+            alone = {
+                "w2": metrics.wasserstein_2(x, true, generator=generator(0, "slices")),
+                "mmd": metrics.mmd(x, true, bandwidth=bandwidth),
+                "energy_distance": metrics.energy_distance(x, true),
+                "c2st": metrics.classifier_accuracy(x, true),
+            }
+            assert alone == {name: float(draws[name + end][draw]) for name in TWO_SAMPLE}
 
 
 def test_flows_of_one_data_set_meet_the_same_noise_and_points(dataset):

@@ -1,5 +1,6 @@
 """The hand-over to Hydra, through the command line, with a toy conf/ and toy tasks (see conftest.py)."""
 
+import gc
 import logging
 import os
 import shutil
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY, Tasks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flowcli import checkpoints, cli, records, run, trust
 from flowcli.errors import Interrupted, JobError, UserError
-from flowcli.launch import preflight, request
+from flowcli.launch import entry, job, preflight, request
 
 pytestmark = pytest.mark.usefixtures("toy_conf")
 Captured = pytest.CaptureFixture[str]
@@ -43,15 +45,25 @@ def train_for_real(config: dict[str, Any], folder: Path) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `trained` keeps its run for the next test."""
+    return tmp_path_factory.mktemp("kept") / "r"
+
+
 @pytest.fixture
-def trained(tasks: Tasks, flowcli: Any) -> str:
+def trained(kept: Path, tasks: Tasks, flowcli: Any) -> str:
     """A trained run, outputs/r: path=vp, model.hidden=32, solver.rtol=1e-3, seed=4."""
+    if kept.exists():
+        shutil.copytree(kept, "outputs/r")
+        return "outputs/r"
     tasks.run = train_for_real
     words = ("path=vp", "model.hidden=32", "solver.rtol=1e-3", "seed=4", "hydra.run.dir=outputs/r")
     assert flowcli("train", *words)[0] == 0
     tasks.run = lambda config, folder: None
     tasks.checked.clear()
     tasks.ran.clear()
+    shutil.copytree("outputs/r", kept)
     return "outputs/r"
 
 
@@ -75,6 +87,84 @@ def test_the_default_folder_is_in_outputs_train(tasks: Tasks, flowcli: Any) -> N
     assert flowcli("train")[0] == 0
     (_, folder) = tasks.ran[0]
     assert folder.parent.resolve() == Path("outputs/train").resolve()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "experiment=tiny", "seed=7", "+hydra.job.env_set.SAID=yes"],
+        ["train", "hydra.mode=RUN"],
+        ["sample", "--ckpt", "outputs/r", "seed=2"],
+    ],
+    ids=" ".join,
+)
+def test_a_run_is_composed_once_and_recorded_as_hydra_does(
+    words: list[str], tasks: Tasks, flowcli: Any, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[Any] = []
+    compose = ConfigLoaderImpl.load_configuration
+
+    def counted(self: Any, *asked: Any, **more: Any) -> Any:
+        composed.append(asked)
+        return compose(self, *asked, **more)
+
+    def by_hydra_main(request: Any, primary: str, words: list[str], _: Any, job: Any) -> None:
+        entry._hand_over(request, primary, words, job)
+
+    def run() -> tuple[int, dict[str, str], Any]:
+        composed.clear()
+        shutil.rmtree("outputs/again", ignore_errors=True)
+        tasks.run = lambda config, folder: seen.append((config, os.environ.get("SAID")))  # type: ignore[func-returns-value]
+        assert flowcli(*words, "hydra.run.dir=outputs/again")[0] == 0
+        recorded = {str(file): file.read_text() for file in Path("outputs/again").rglob("*.yaml")}
+        return len(composed), recorded, seen.pop()
+
+    seen: list[Any] = []
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    once, *ours = run()
+    monkeypatch.setattr(entry, "_run", by_hydra_main)
+    more, *hydras = run()
+    assert (once, more) == (1, 3) and ours == hydras
+    assert "outputs/again/.hydra/hydra.yaml" in ours[0]
+
+
+def test_hydra_tells_how_it_composes_where_it_is_asked_to(tasks: Tasks, flowcli: Any) -> None:
+    status, out, err = flowcli("train", "hydra.verbose=true")
+    assert status == 0 and "Defaults Tree" in out + err and len(tasks.ran) == 1
+
+
+def test_imported_modules_are_not_searched_for_garbage() -> None:
+    searched: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        searched.append(info["generation"])
+
+    gc.callbacks.append(note)
+    try:
+        with job._for_good():
+            made = [[] for _ in range(5000)]
+        assert not searched and gc.isenabled() and gc.get_freeze_count() == 0
+        gc.collect(1)
+        assert any(each is made for each in gc.get_objects(2)), "they are in the oldest generation at once"
+        gc.disable()
+        with job._for_good():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.callbacks.remove(note)
+
+
+def test_nothing_is_searched_for_garbage_on_the_way_out() -> None:
+    code = """
+import gc
+from flowcli.launch import job
+with job._for_good():
+    pass
+gc.callbacks.append(lambda phase, info: print(gc.get_freeze_count() > 10_000))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"True"}
 
 
 def test_the_process_is_given_back_as_it_was(tasks: Tasks, flowcli: Any, trained: str) -> None:
@@ -384,7 +474,12 @@ def test_data_of_a_checkpoint_hints_at_input(tasks: Tasks, flowcli: Any, trained
     assert "likelihood --ckpt RUN input=FILE" in flowcli("likelihood", "--ckpt", trained, "data.path=x.csv")[2]
 
 
-@pytest.mark.parametrize("name", ["a b, 'c'={x}", 'quo"te', "back\\", "ünï", "[1,2]", "=", "a,b", "$HOME", "null"])
+AWKWARD = ["a b, 'c'={x}", 'quo"te', "back\\", "ünï", "[1,2]", "=", "a,b", "$HOME", "null"]
+
+
+@pytest.mark.parametrize(
+    "name", ["".join(AWKWARD[:-1]), *(pytest.param(name, marks=pytest.mark.slow) for name in AWKWARD)]
+)
 def test_awkward_paths(name: str, tasks: Tasks, flowcli: Any, trained: str) -> None:
     shutil.copytree(trained, f"outputs/{name}")
     status, _, err = flowcli("sample", "--ckpt", f"outputs/{name}", "--out", f"{name}.npy")

@@ -102,6 +102,13 @@ def test_blocks_of_the_distance_matrix_do_not_change_the_sum(
     assert (metrics.mmd(x, y, bandwidth=0.5), metrics.energy_distance(x, y)) == pytest.approx(whole, rel=1e-12)
 
 
+def test_both_metrics_at_once_are_each_alone(generator: torch.Generator) -> None:
+    y = normal(70, 2, generator)
+    both = metrics.mmd_and_energy(y, bandwidth=0.5)
+    for x in (normal(50, 2, generator), normal(60, 2, generator) + 1):  # the second x finds y's own mean computed
+        assert both(x) == (metrics.mmd(x, y, bandwidth=0.5), metrics.energy_distance(x, y))
+
+
 def test_median_bandwidth() -> None:
     assert metrics.median_bandwidth(torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 0.0]])) == pytest.approx(4)
 

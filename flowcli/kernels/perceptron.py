@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_bool, c_double, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from flowcli.kernels.library import library
 
 WIDEST = 256
 """Of layers: wider ones do not stay in the cache, and a library's products are as fast."""
-SHARED = 5e7
-"""Multiplications from which a call is worth the threads' hand-over."""
+SHARED = 1e7
+"""Multiplications of each part that is worth a thread."""
 
 
 class _Shape(ctypes.Structure):
@@ -83,9 +83,12 @@ class Layers:
 
         x: (B, F), what the first layer sees of the events; waves: (B or 1, Q), of time; directions: (K, B or 1, F).
         """
-        if directions is None:
-            return _Perceptron.apply(self.residual, x, waves, None, *self.weights), None
-        return _Perceptron.apply(self.residual, x, waves, directions, *self.weights)
+        if torch.is_grad_enabled():
+            found = _Perceptron.apply(self.residual, x, waves, directions, *self.weights)
+            return found if directions is not None else (found, None)
+        directions = None if directions is None else directions.contiguous()
+        shape = _shape_of(self.weights, self.residual)
+        return _evaluate(shape, self.weights, _Given(x.contiguous(), waves.contiguous(), directions), None)
 
 
 class Regression:
@@ -119,31 +122,50 @@ class Regression:
         return scale * sum(loss.value for loss in self._losses)
 
 
+class _Given(NamedTuple):
+    """What `Layers` takes, contiguous."""
+
+    x: Tensor
+    waves: Tensor
+    directions: Tensor | None
+
+    @property
+    def tangents(self) -> int:
+        """K."""
+        return 0 if self.directions is None else len(self.directions)
+
+
+def _evaluate(
+    shape: _Shape, weights: Sequence[Tensor], given: _Given, kept: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Outputs and products; what their gradients need is written into kept."""
+    n, tangents, inputs, own = len(given.x), given.tangents, _inputs(*given), pointers(weights)
+    y = given.x.new_empty(n, shape.outputs)
+    products = given.x.new_empty(tangents, *y.shape) if tangents else None
+    ends, run = (y.data_ptr(), _pointer(products), _pointer(kept)), _functions().perceptron_forward
+
+    def part(_: int, first: int, last: int) -> int:
+        return run(shape, own, tangents, inputs, first, last, *ends)
+
+    _in_parts(n, _threads(shape, n, tangents), part)
+    return y, products
+
+
 class _Perceptron(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, residual: bool, x: Tensor, waves: Tensor, directions: Tensor | None, *weights: Tensor
     ) -> Tensor | tuple[Tensor, Tensor]:
-        functions, shape, n, wanted = _functions(), _shape_of(weights, residual), len(x), ctx.needs_input_grad
-        x, tangents, products, kept = x.contiguous(), 0, None, None
-        waves = (waves.expand(n, -1) if wanted[2] else waves).contiguous()
-        y = x.new_empty(n, shape.outputs)
+        shape, n, wanted, kept = _shape_of(weights, residual), len(x), ctx.needs_input_grad, None
         if directions is not None:
             directions = (directions.expand(-1, n, -1) if wanted[3] else directions).contiguous()
-            tangents = len(directions)
-            products = x.new_empty(tangents, *y.shape)
+        given = _Given(x.contiguous(), (waves.expand(n, -1) if wanted[2] else waves).contiguous(), directions)
         if any(wanted):
-            kept = x.new_empty(_up(n, _step()) * functions.perceptron_kept(shape, tangents))
-        inputs, given = _inputs(x, waves, directions), pointers(weights)
-        ends = y.data_ptr(), _pointer(products), _pointer(kept)
-
-        def part(_: int, first: int, last: int) -> int:
-            return functions.perceptron_forward(shape, given, tangents, inputs, first, last, *ends)
-
-        _in_parts(n, _threads(shape, n, tangents), part)
+            kept = x.new_empty(_up(n, _step()) * _functions().perceptron_kept(shape, given.tangents))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*weights)
-        ctx.shape, ctx.tangents, ctx.n, ctx.kept = shape, tangents, n, kept
+        ctx.shape, ctx.tangents, ctx.n, ctx.kept = shape, given.tangents, n, kept
+        y, products = _evaluate(shape, weights, given, kept)
         return y if products is None else (y, products)
 
     @staticmethod

@@ -20,7 +20,7 @@ from flowcli.launch.ending import DONE, FAILED, WRONG_INPUT, hush, say, shown
 from flowcli.launch.frozen import freeze, reopen
 from flowcli.launch.hydra_settings import refuse_unready
 from flowcli.launch.job import CellJob, Job, task
-from flowcli.launch.preflight import prepare
+from flowcli.launch.preflight import Plan, prepare
 from flowcli.launch.request import (
     Request,
     chosen_options,
@@ -110,7 +110,7 @@ def _launch(request: Request) -> int:
         if plan.configs:
             task(request.verb).check(plan.configs)
         if processes.started():
-            return _together(request, primary, words, debug)
+            return _together(request, primary, plan, debug)
         if plan.sweep_dir is not None and request.verb == "train":
 
             def hand_over(more: list[str], job: CellJob) -> None:
@@ -120,19 +120,19 @@ def _launch(request: Request) -> int:
         job = Job(request.verb, own=request.own, debug=debug)
         if plan.sweep_dir is not None:  # said once and for all: Hydra's clock has moved on, and failures are read there
             words = [*words, f"hydra.sweep.dir={quote(plan.sweep_dir)}"]
-        _hand_over(request, primary, words, job)
+        _run(request, primary, words, plan.composed, job)
         if plan.sweep_dir is not None:
             status = _report_sweep(request.verb, plan.sweep_dir, plan.jobs or 0)
             return FAILED if status == DONE and job.failure is not None else status
         return _ended(request.verb, job)
 
 
-def _together(request: Request, primary: str, words: list[str], debug: bool) -> int:
+def _together(request: Request, primary: str, plan: Plan, debug: bool) -> int:
     """One of the processes that torchrun started: the first goes through Hydra, the others do what its job does."""
     with processes.joined():
         if processes.leads():
             job = Job(request.verb, own=request.own, debug=debug)
-            _hand_over(request, primary, words, job)
+            _run(request, primary, plan.words, plan.composed, job)
             return _ended(request.verb, job)
         with processes.watched("the first process says how to go on"):
             opened = processes.share(None)
@@ -175,6 +175,29 @@ def _hand_over(request: Request, primary: str, words: list[str], job: Callable[[
     argv += [flag for flag, given in (("--multirun", request.multirun), ("--resolve", request.resolve)) if given]
     sys.argv = [*argv, "--", *words]
     hydra.main(config_path=str(trust.conf_dir()), config_name=primary, version_base="1.3")(job)()
+
+
+def _run(request: Request, primary: str, words: list[str], composed: Any, job: Job) -> None:
+    """Run a job as hydra.main does, which would compose its config twice again: to see how to run it, and to run it."""
+    if composed is None:
+        _hand_over(request, primary, words, job)
+        return
+    from hydra import initialize_config_dir
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.utils import configure_log, run_job
+    from hydra.types import HydraContext, RunMode
+
+    if composed.hydra.mode is None:
+        composed.hydra.mode = RunMode.RUN
+        composed.hydra.overrides.hydra.append("hydra.mode=RUN")
+    with initialize_config_dir(str(trust.conf_dir()), job_name=request.verb, version_base="1.3"):
+        configure_log(composed.hydra.hydra_logging)
+        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(composed))
+        context.callbacks.on_run_start(config=composed, config_name=primary)
+        ended = run_job(job, composed, "hydra.run.dir", None, context)
+        context.callbacks.on_run_end(config=composed, config_name=primary, job_return=ended)
+        _ = ended.return_value  # raises what the job raised
 
 
 def _report_sweep(verb: str, sweep_dir: Path, jobs: int) -> int:

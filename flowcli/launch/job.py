@@ -1,15 +1,18 @@
 """What Hydra runs: one job, in its folder."""
 
+import atexit
+import gc
 import importlib
 import importlib.util
 import logging
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import ExitStack, redirect_stdout, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,29 @@ log = logging.getLogger(__name__)
 def task(verb: str) -> Any:
     """The module that does a verb's work, in a process that is ready for it."""
     memory.keep_freed()
-    return importlib.import_module(f"flowcli.tasks.{verb}")
+    name = f"flowcli.tasks.{verb}"
+    if name not in sys.modules:
+        with _for_good():
+            importlib.import_module(name)
+    return sys.modules[name]
+
+
+@contextmanager
+def _for_good() -> Iterator[None]:
+    """What is made here lives until the process ends: it is not searched for garbage, nor is anything on the way out.
+
+    With torch's third of a million objects that takes 0.8 s.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.unfreeze()  # into the oldest generation
+        if collects:
+            gc.enable()
+        atexit.register(gc.freeze)
 
 
 @dataclass(frozen=True)

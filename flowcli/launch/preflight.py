@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Plan:
         sweep_dir: where a sweep goes.
         cells: the first jobs of a training sweep, at most MAX_PREFLIGHT.
         fixed: keys that are the same in all jobs.
+        composed: of one job, with Hydra's node; None where Hydra has to compose itself.
     """
 
     configs: list[dict[str, Any]]
@@ -44,6 +46,7 @@ class Plan:
     sweep_dir: Path | None = None
     cells: Sequence[Cell] = ()
     fixed: frozenset[str] = frozenset()
+    composed: Any = None
 
 
 def prepare(request: Request, primary: str, words: list[str]) -> Plan:
@@ -76,7 +79,9 @@ def prepare(request: Request, primary: str, words: list[str]) -> Plan:
         folder = Path(hydra.run.dir)
         _refuse_to_overwrite(request, folder)
         storage.require_writable(folder)
-        return Plan([_as_job(base, lambda: folder, request.own)[1]], words, 1)
+        # Hydra records where it found --config-dir's files, and under hydra.verbose shows how it composed them
+        composed = None if extra or hydra.verbose else deepcopy(base)
+        return Plan([_as_job(base, lambda: folder, request.own)[1]], words, 1, composed=composed)
 
 
 def _first_job(primary: str, parser: Any, parsed: Sequence[Any], extra: list[str]) -> Any:
