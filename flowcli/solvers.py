@@ -1,22 +1,23 @@
-"""Solving ODEs, by torchdiffeq: fixed grids and adaptive steps behind one call."""
+"""Solving ODEs: fixed grids and adaptive steps behind one call."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint, odeint_adjoint
+from torchdiffeq import odeint_adjoint
 
+from flowcli import runge_kutta
 from flowcli.errors import JobError, UserError, choice, integer, number
+from flowcli.runge_kutta import ADAPTIVE, Stalled, State
 
-State = tuple[Tensor, ...]
 RightHandSide = Callable[[Tensor, State], State]
 
-FIXED = {"euler": 1, "midpoint": 2, "heun3": 3, "rk4": 4}
+FIXED = {name: len(method.nodes) for name, method in runge_kutta.FIXED.items()}
 """Fixed-step methods and their evaluations a step, which is also their order."""
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 TIMES = ("path", "angle")
 FIRST_STEPS = 100
 """An adaptive solve begins with this fraction of its interval."""
@@ -48,12 +49,18 @@ class Solver(ABC):
         """Where the solution is given between two ends (float64): `points` of them, or every step of a fixed grid."""
 
     @abstractmethod
-    def _settings(self) -> dict[str, Any]:
-        """Keyword arguments of torchdiffeq's odeint."""
+    def _steps(
+        self, rhs: runge_kutta.RightHandSide, state: State, grid: Sequence[float], *, keep: bool
+    ) -> Iterator[State]:
+        """The states at every point of the grid, or at some of them, both ends among them.
+
+        Raises:
+            Stalled: there is no way on.
+        """
 
     @abstractmethod
-    def _options(self, grid: Tensor) -> dict[str, Any]:
-        """torchdiffeq's options for a solve along this grid."""
+    def _settings(self, grid: Tensor) -> dict[str, Any]:
+        """torchdiffeq's keyword arguments for the same steps along this grid."""
 
     @abstractmethod
     def _advice(self) -> str:
@@ -76,33 +83,46 @@ class Solver(ABC):
         Raises:
             JobError: steps became too small, values became infinite, or max_nfe was reached; it says where.
         """
-        nfe, at, alone = 0, float(grid[0]), len(state) == 1
+        nfe, at = 0, float(grid[0])
 
-        def counted(s: Tensor, now: Any) -> Any:
+        def counted(s: float | Tensor, now: State) -> State:
             nonlocal nfe, at
-            nfe, at = nfe + 1, float(s.detach())
+            nfe, at = nfe + 1, float(s.detach()) if isinstance(s, Tensor) else s
             if nfe > self.max_nfe:
                 raise JobError(self._failure(grid, at, f"{self.max_nfe} evaluations (solver.max_nfe) were not enough"))
-            return rhs(s, (now,))[0] if alone else rhs(s, now)
+            return rhs(s if isinstance(s, Tensor) else state[0].new_tensor(s), now)
 
-        grid = grid.to(device=state[0].device, dtype=state[0].dtype)
-        points = grid if keep else grid[[0, -1]]
-        settings: dict[str, Any] = {"method": self.method, "options": self._options(grid), **self._settings()}
-        start = state[0] if alone else state  # torchdiffeq copies a tuple together and apart at every evaluation
         try:
             if adjoint is None:
-                states: Any = odeint(counted, start, points, **settings)
-            else:  # the way back has the same steps, or ends where this one began
-                back = self._options(grid.flip(0))
-                states = odeint_adjoint(
-                    counted, start, points, adjoint_params=tuple(adjoint), adjoint_options=back, **settings
+                steps = self._steps(counted, state, grid.tolist(), keep=keep)
+                found = list(steps) if keep else [state, deque(steps, maxlen=1).pop()]
+                states = tuple(torch.stack(each) for each in zip(*found, strict=True))
+            else:
+                states = self._by_adjoint(
+                    lambda time, now: counted(float(time.detach()), time, now), state, grid, adjoint
                 )
-        except AssertionError as error:  # torchdiffeq's way to say underflow and non-finite values
+        except (Stalled, AssertionError) as error:  # the second is torchdiffeq's way to say the same
             raise JobError(self._failure(grid, at, str(error).split("`")[0].strip())) from error
-        states = (states,) if alone else states
         if not all(bool(torch.isfinite(component[-1]).all()) for component in states):
             raise JobError(self._failure(grid, at, "the solution is not finite"))
-        return Solution(tuple(states), nfe)
+        return Solution(states, nfe)
+
+    def _by_adjoint(
+        self, rhs: RightHandSide, state: State, grid: Tensor, parameters: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Both ends, (2, ...) each, by torchdiffeq; the way back has the same steps, or ends where this one began."""
+        grid = grid.to(device=state[0].device, dtype=state[0].dtype)
+        there, back = self._settings(grid), self._settings(grid.flip(0))
+        ends: Any = odeint_adjoint(
+            rhs,
+            state,
+            grid[[0, -1]],
+            method=self.method,
+            adjoint_params=tuple(parameters),
+            adjoint_options=back["options"],
+            **there,
+        )
+        return tuple(ends)
 
     def _failure(self, grid: Tensor, at: float, what: str) -> str:
         # progress, not s: the variable may be u, w or the angle
@@ -134,12 +154,14 @@ class FixedStep(Solver):
         """Every step: steps + 1 points."""
         return torch.linspace(start, stop, self.steps + 1, dtype=torch.float64)
 
-    def _options(self, grid: Tensor) -> dict[str, Any]:
-        # handing over the grid: a step_size of 1/N can round to N + 1 steps
-        return {"grid_constructor": lambda func, y0, t: grid}
+    def _steps(
+        self, rhs: runge_kutta.RightHandSide, state: State, grid: Sequence[float], *, keep: bool
+    ) -> Iterator[State]:
+        return runge_kutta.equal_steps(rhs, state, grid, runge_kutta.FIXED[self.method])
 
-    def _settings(self) -> dict[str, Any]:
-        return {}
+    def _settings(self, grid: Tensor) -> dict[str, Any]:
+        # handing over the grid: a step_size of 1/N can round to N + 1 steps
+        return {"options": {"grid_constructor": lambda func, y0, t: grid}}
 
     def _advice(self) -> str:
         return "more solver.steps, or an adaptive solver (solver=dopri5)"
@@ -166,15 +188,23 @@ class Adaptive(Solver):
         """`points` points, both ends among them."""
         return torch.linspace(start, stop, points, dtype=torch.float64)
 
-    def _options(self, grid: Tensor) -> dict[str, Any]:
-        # step_t: land on the last point; torchdiffeq would step over it, out of [0, 1], and interpolate back.
-        # first_step: its own guess looks far outside where slopes are small, and may take the whole interval at once,
-        # which looks perfect to adaptive_heun where the field vanishes at both ends.
-        first_step = float((grid[-1] - grid[0]).abs()) / FIRST_STEPS
-        return {"step_t": grid[-1:], "first_step": first_step}
+    def _first_step(self, grid: Sequence[float]) -> float:
+        # torchdiffeq's own guess looks far outside where slopes are small, and may take the whole interval at once,
+        # which looks perfect to adaptive_heun where the field vanishes at both ends
+        return abs(grid[-1] - grid[0]) / FIRST_STEPS
 
-    def _settings(self) -> dict[str, Any]:
-        return {"rtol": self.rtol, "atol": self.atol}
+    def _steps(
+        self, rhs: runge_kutta.RightHandSide, state: State, grid: Sequence[float], *, keep: bool
+    ) -> Iterator[State]:
+        method, first = runge_kutta.adaptive_method(self.method), self._first_step(grid)
+        points = grid if keep else (grid[0], grid[-1])
+        tolerances = {"rtol": self.rtol, "atol": self.atol}
+        return runge_kutta.chosen_steps(rhs, state, points, method, first_step=first, **tolerances)
+
+    def _settings(self, grid: Tensor) -> dict[str, Any]:
+        # step_t: land on the last point; it would step over it, out of [0, 1], and interpolate back
+        options = {"step_t": grid[-1:], "first_step": self._first_step(grid.tolist())}
+        return {"rtol": self.rtol, "atol": self.atol, "options": options}
 
     def _advice(self) -> str:
         other = "" if self.time == "angle" else ", solver.time=angle (with model.precondition=true)"

@@ -33,6 +33,7 @@ FLOORS = {
             "bases",
             "ends",
             "solvers",
+            "runge_kutta",
             "sde",
             "divergence",
             "transforms",

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torchdiffeq import odeint
 
 from flowcli.errors import JobError
 from flowcli.solvers import ADAPTIVE, FIXED, Adaptive, FixedStep, tightened
@@ -103,7 +104,7 @@ def test_adaptive_solvers_never_look_outside(method, start, stop, slope):
         return (slope * 1e-3 * state[0],)
 
     solver.solve(rhs, (ONE,), solver.grid(start, stop, 2))
-    assert 0 <= min(times) < 1e-300 and 1 - 1e-15 < max(times) <= 1  # torchdiffeq looks one float beside an end
+    assert 0 <= min(times) < 1e-300 and 1 - 1e-15 < max(times) <= 1  # at both ends
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)
@@ -115,7 +116,7 @@ def test_adaptive_solvers_land_on_the_end(method):
         return (10 * torch.sin(9 * s) * state[0],)
 
     solver.solve(rhs, (ONE,), solver.grid(1.0, 0.0, 2))
-    assert 0 <= min(times) < 1e-300 and 1 - 1e-15 < max(times) <= 1  # torchdiffeq looks one float beside an end
+    assert 0 <= min(times) < 1e-300 and 1 - 1e-15 < max(times) <= 1  # at both ends
 
 
 @pytest.mark.parametrize("solver", [fixed("rk4", 20), adaptive("dopri5", 1e-8)], ids=repr)
@@ -173,6 +174,47 @@ def test_values_that_are_not_finite_are_one_line(solver, value):
 
     with pytest.raises(JobError, match=r"^solver \w+ failed \d+\.\d% of the way: [^\n]*; try [^\n]*$"):
         solver.solve(rhs, (ONE,), solver.grid(0.0, 1.0, 2))
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["every point", "ends"])
+@pytest.mark.parametrize(("start", "stop"), [(0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("solver", [*(fixed(m, 13) for m in FIXED), *(adaptive(m, 1e-5) for m in ADAPTIVE)], ids=repr)
+def test_solutions_gradients_and_evaluations_are_torchdiffeq_s(solver, start, stop, keep):
+    draws = torch.Generator().manual_seed(0)
+    weights = torch.randn(4, 4, generator=draws).double().requires_grad_()
+    x = torch.randn(50, 4, generator=draws).double().requires_grad_()
+    asked: list[float] = []
+
+    def rhs(s, state):
+        asked.append(float(s.detach()))
+        return torch.tanh(3 * state[0] @ weights + torch.sin(5 * s)), torch.cos(3 * s * state[0]).sum(1)
+
+    grid, state = solver.grid(start, stop, 7), (x, x.new_zeros(50))
+    mine = solver.solve(rhs, state, grid, keep=keep)
+    assert mine.nfe == len(asked)
+    points = grid if keep else grid[[0, -1]]
+    its = odeint(rhs, state, points, method=solver.method, **solver._settings(grid))
+    assert mine.nfe == len(asked) - mine.nfe
+    for one, other in zip(mine.states, its, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    mixed = torch.randn(len(points), 50, 4, generator=draws).double()
+    sums = [(found[0] * mixed).sum() + found[1][-1].square().sum() for found in (mine.states, its)]
+    gradients = [torch.autograd.grad(each, (x, weights), create_graph=True) for each in sums]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    seconds = [torch.autograd.grad(one.square().sum(), weights)[0] for one, _ in gradients]
+    torch.testing.assert_close(*seconds, rtol=1e-7, atol=1e-7)
+
+
+def test_a_step_that_leads_nowhere_is_taken_again_smaller():
+    """A first trial step that is not finite is no failure: shorter ones are."""
+    solver = adaptive("dopri5", 1e-6)
+
+    def rhs(s, state):
+        return (torch.where(state[0] > 1.05, math.nan, -50 * (state[0] - torch.cos(s))),)
+
+    found = solver.solve(rhs, (ONE,), solver.grid(0.0, 1.0, 2))
+    assert float(found.states[0][-1]) == pytest.approx(math.cos(1) + math.sin(1) / 50, abs=1e-2)
 
 
 def test_gradients_reach_the_start():
