@@ -110,9 +110,9 @@ class _Step(NamedTuple):
     slopes: list[State]
 
 
-def _step(rhs: RightHandSide, start: float, stop: float, state: State, first: State, method: Method) -> _Step:
-    """One step; `first` is the slope at its start."""
-    h, slopes, end = stop - start, [first], state
+def _step(rhs: RightHandSide, start: float, stop: float, h: float, state: State, first: State, method: Method) -> _Step:
+    """One step of length h from start to stop; `first` is the slope at its start."""
+    slopes, end = [first], state
     for node, row in zip(method.nodes[1:], method.rows, strict=True):
         end = _moved(state, h, row, slopes)
         slopes.append(rhs(stop if node == 1 else start + node * h, end))
@@ -124,7 +124,7 @@ def equal_steps(rhs: RightHandSide, state: State, grid: Sequence[float], method:
     """The states at every point of the grid."""
     yield state
     for start, stop in pairwise(grid):
-        state = _step(rhs, start, stop, state, rhs(start, state), method).end
+        state = _step(rhs, start, stop, stop - start, state, rhs(start, state), method).end
         yield state
 
 
@@ -150,17 +150,18 @@ def chosen_steps(
     yield state
     first = rhs(at, state)
     while at != last:
-        stop = last if abs(h) >= abs(last - at) else at + h
+        # h itself goes on: rounded to the distance of two numbers it would never become too small
+        stop, h = (last, last - at) if abs(h) >= abs(last - at) else (at + h, h)
         if stop == at:
             raise Stalled(f"steps below {abs(h):.1g} are needed")
-        found = _step(rhs, at, stop, state, first, method)
-        ratio = _error(state, found, stop - at, method, rtol, atol)
-        h = (stop - at) * _factor(ratio, method.order)
+        found = _step(rhs, at, stop, h, state, first, method)
+        taken, ratio = h, _error(state, found, h, method, rtol, atol)
+        h = h * _factor(ratio, method.order)
         if ratio > 1:
             continue
         inner = [point for point in grid[waiting:-1] if (point - stop) * (last - grid[0]) <= 0]
         for point in inner:
-            yield _between(state, found, stop - at, (point - at) / (stop - at), method)
+            yield _between(state, found, taken, (point - at) / (stop - at), method)
         waiting += len(inner)
         at, state, first = stop, found.end, found.slopes[-1]
     yield state

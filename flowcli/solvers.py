@@ -98,9 +98,7 @@ class Solver(ABC):
                 found = list(steps) if keep else [state, deque(steps, maxlen=1).pop()]
                 states = tuple(torch.stack(each) for each in zip(*found, strict=True))
             else:
-                states = self._by_adjoint(
-                    lambda time, now: counted(float(time.detach()), time, now), state, grid, adjoint
-                )
+                states = self._by_adjoint(counted, state, grid, adjoint)
         except (Stalled, AssertionError) as error:  # the second is torchdiffeq's way to say the same
             raise JobError(self._failure(grid, at, str(error).split("`")[0].strip())) from error
         if not all(bool(torch.isfinite(component[-1]).all()) for component in states):
