@@ -42,10 +42,8 @@ LARGEST_HEADER = 1 << 24
 """Bytes of a weights file's header, about 100 a tensor."""
 HOLLOW = 1 << 26
 """Bytes from which on a weights file must have half of its length on the disk: holes cost a stranger nothing."""
-LATER = {
-    "flowcli.engine.Trainer": {"compile": False, "workers": "auto"},
-    "flowcli.networks.mlp.MLP": {"kernel": False},
-}
+PERCEPTRON = "flowcli.networks.mlp.MLP"
+LATER = {"flowcli.engine.Trainer": {"compile": False, "workers": "auto"}, PERCEPTRON: {"kernel": False}}
 """What classes did before these settings were theirs: a run of that time goes on so."""
 _KEY = re.compile(r"[\w./@:+ -]+")
 """Of a config, dots between: tab completion offers keys to a shell, which obeys other signs."""
@@ -319,11 +317,15 @@ def read_config(file: Path, inside: Path | None = None) -> dict[str, Any]:
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config with the settings that its classes were given later."""
-    return {
-        group: {**LATER.get(str(node.get("_target_")), {}), **node} if isinstance(node, dict) else node
-        for group, node in config.items()
-    }
+    """A saved config with the settings that its classes were given later, and fit for another machine."""
+    return {group: _complete(node) if isinstance(node, dict) else node for group, node in config.items()}
+
+
+def _complete(node: dict[str, Any]) -> dict[str, Any]:
+    found = node | {key: value for key, value in LATER.get(str(node.get("_target_")), {}).items() if key not in node}
+    if found.get("_target_") == PERCEPTRON and found["kernel"] is True:  # insisted where it was trained
+        found["kernel"] = "auto"
+    return found
 
 
 def _require_plain(file: Path, config: Any) -> dict[str, Any]:

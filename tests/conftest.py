@@ -1,16 +1,23 @@
 """What several test files share: a small conf/ of our own with toy tasks, so that the front is tested without torch."""
 
+import base64
+import gc
+import importlib
 import os
+import pkgutil
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Servers
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors, and often many workers (pytest -n)
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.fsync = os.fstat  # no test cuts the power: what was written is read by whoever comes, a killed process's bytes too
+gc.set_threshold(20_000, 20, 50)  # thousands of collected tests are nothing to walk through again and again
 
 HYDRA = """
 hydra:
@@ -70,6 +77,20 @@ hydra: {mode: MULTIRUN, sweeper: {params: {path: "ot,vp", seed: "0,1"}}}
 """.lstrip(),
 }
 REPOSITORY = Path(__file__).resolve().parents[1]
+DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg==")
+"""A PNG of one pixel."""
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every picture is a dot: what it shows is computed, and drawn by the tests of the plots."""
+    import flowcli.plots
+    from flowcli.storage import write_bytes
+
+    for module in pkgutil.iter_modules(flowcli.plots.__path__, "flowcli.plots."):
+        found = importlib.import_module(module.name)
+        if hasattr(found, "write"):
+            monkeypatch.setattr(found, "write", lambda file, build: write_bytes(file, DOT))
 
 
 def write_conf(folder: Path) -> Path:
@@ -95,6 +116,15 @@ def toy_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return conf
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """Fork servers, one for each process of a job; all test files share them."""
+    servers = Servers()
+    yield servers
+    for server in servers.values():
+        server.__exit__()
 
 
 class Tasks:

@@ -16,7 +16,11 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from flowcli.kernels import library
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+MOVING = "flowcli.training.step:Step.apply" if library.missing() else "flowcli.kernels.adam:step"
+"""Where the weights of a small network move."""
 CHANGES = ("write", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "ftruncate")
 """Calls by which a run folder changes; besides them, opening a file that is not there yet."""
 
@@ -40,7 +44,8 @@ class Forks:
 
         events: signals=[[seconds, signum], ...] sent to the child; kill_at=k: SIGKILL before change number k of the
         file system; fail_at=k: that change fails, fail_from=k: it and all that follow; error: their errno;
-        hang={"target": "module:Class.method", "seconds": s}: this method first sleeps; environment: variables to add.
+        hang={"target": "module:Class.method", "seconds": s}: this method, or function, first sleeps;
+        environment: variables to add.
         """
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps({"words": words, "folder": str(folder), **events}) + "\n")
@@ -57,6 +62,14 @@ class Forks:
         self._server.stdout.close()
 
 
+class Servers(dict[int, Forks]):
+    """A fork server for each process, started when it is first asked for."""
+
+    def __missing__(self, number: int) -> Forks:
+        self[number] = Forks()
+        return self[number]
+
+
 # ---------------------------------------------------------------- the server's side
 NEEDED = (
     *["hydra._internal.hydra", "hydra.core.override_parser.overrides_parser", "safetensors.torch", "scipy.spatial"],
@@ -70,6 +83,7 @@ def _serve() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     for module in NEEDED:
         importlib.import_module(module)
+    os.fsync = os.fstat  # as in conftest.py: a kill loses nothing that was written
     outside = tempfile.mkdtemp()
     for line in sys.stdin:
         request = json.loads(line)
@@ -158,7 +172,8 @@ class _Changes:
 def _hang(target: str, seconds: float) -> None:
     module, _, name = target.partition(":")
     owner, _, method = name.rpartition(".")
-    made = getattr(importlib.import_module(module), owner)
+    made = importlib.import_module(module)
+    made = getattr(made, owner) if owner else made
     really = getattr(made, method)
 
     def slowly(*args: Any, **kwargs: Any) -> Any:

@@ -158,7 +158,12 @@ def test_lifting_adds_fresh_noise():
 def parts(event_shape: tuple[int, ...] = (2,), **changes: Any) -> Parts:
     shape = (event_shape[0] + 2,) if len(event_shape) == 1 else event_shape
     plain: dict[str, Any] = dict.fromkeys(Parts.__dataclass_fields__)
-    plain |= {"network": MLP(shape, 8, 1, 0, 1.0, 1, True, "auto"), "path": OT(0.0), "base": StandardNormal(shape), "seed": 0}
+    plain |= {
+        "network": MLP(shape, 8, 1, 0, 1.0, 1, True, "auto"),
+        "path": OT(0.0),
+        "base": StandardNormal(shape),
+        "seed": 0,
+    }
     plain |= {"transform": Affine.identity(event_shape), "solver": STEPS, "divergence": Exact()}
     return Parts(**plain | {"event_shape": event_shape} | changes)
 

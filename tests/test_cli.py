@@ -229,9 +229,11 @@ def test_zsh_completion_and_completion_with_a_checkpoint(
 
 
 def test_completion_is_installed_by_typer(tmp_path: Path) -> None:
-    done = start("--show-completion", "bash", env={"HOME": str(tmp_path)})
+    # without the detection of a shell among our parents: a job of a machine may have none
+    environment = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = start("--show-completion", "bash", env=environment)
     assert done.returncode == 0 and "_FLOWCLI_COMPLETE=complete_bash" in done.stdout
-    done = start("--install-completion", "bash", env={"HOME": str(tmp_path)})
+    done = start("--install-completion", "bash", env=environment)
     assert done.returncode == 0 and any(tmp_path.rglob("*flowcli*")), done.stderr
 
 

@@ -8,9 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,10 @@ import pytest
 import safetensors.numpy
 import torch
 import yaml
-from forks import Forks
+from forks import MOVING, Forks, Servers
 
 from flowcli.checkpoints import find_checkpoint
+from flowcli.cli import main
 from flowcli.records import collect
 from flowcli.run import RUN_FILE, RunFolder
 
@@ -55,9 +54,8 @@ def words(kind: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as server:
-        yield server
+def forks(servers: Servers) -> Forks:
+    return servers[0]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +135,7 @@ def killed_at_a_change(forks: Forks, undisturbed: Any, tmp_path: Path, kind: str
 
 
 def test_a_kill_between_two_changes_of_the_disk_loses_nothing(forks, undisturbed, tmp_path):
-    assert killed_at_a_change(forks, undisturbed, tmp_path, "plain", first=11, stride=61) >= 3
+    assert killed_at_a_change(forks, undisturbed, tmp_path, "plain", first=11, stride=101) >= 3
 
 
 @pytest.mark.slow
@@ -146,10 +144,10 @@ def test_a_kill_before_every_change_of_the_disk_loses_nothing(kind, forks, undis
     assert killed_at_a_change(forks, undisturbed, tmp_path, kind, first=1, stride=1) > 100
 
 
-def killed_at_random(forks: Forks, undisturbed: Any, tmp_path: Path, kills: int, seed: int) -> None:
+def killed_at_random(forks: Forks, undisturbed: Any, tmp_path: Path, kinds: list[str], kills: int, seed: int) -> None:
     draws, killed = random.Random(seed), 0
     while killed < kills:
-        kind = draws.choice(list(KINDS))
+        kind = draws.choice(kinds)
         whole, seconds, _ = undisturbed(kind)
         folder = tmp_path / f"{kind}-{killed}"
         folder.mkdir()
@@ -166,12 +164,13 @@ def killed_at_random(forks: Forks, undisturbed: Any, tmp_path: Path, kills: int,
 
 
 def test_a_run_killed_at_random_instants_ends_as_if_it_had_not_been(forks, undisturbed, tmp_path):
-    killed_at_random(forks, undisturbed, tmp_path, kills=4, seed=1)
+    kinds = ["semidiscrete", "mle", "nsf"]  # the transport library alone takes the others seconds to import
+    killed_at_random(forks, undisturbed, tmp_path, kinds, kills=4, seed=1)
 
 
 @pytest.mark.slow
 def test_fifty_kills_at_random_instants(forks, undisturbed, tmp_path):
-    killed_at_random(forks, undisturbed, tmp_path, kills=50, seed=2)
+    killed_at_random(forks, undisturbed, tmp_path, list(KINDS), kills=50, seed=2)
 
 
 # ---------------------------------------------------------------- a disk that fails
@@ -196,7 +195,7 @@ def failing(forks: Forks, undisturbed: Any, tmp_path: Path, event: str, first: i
 
 @pytest.mark.parametrize(("event", "code"), [("fail_at", errno.EIO), ("fail_from", errno.ENOSPC)])
 def test_a_change_of_the_disk_that_fails_is_said_and_nothing_is_lost(event, code, forks, undisturbed, tmp_path):
-    assert failing(forks, undisturbed, tmp_path, event, first=3, stride=67, code=code) >= 2
+    assert failing(forks, undisturbed, tmp_path, event, first=3, stride=131, code=code) >= 2
 
 
 @pytest.mark.slow
@@ -250,19 +249,13 @@ LONG = ["trainer.steps=100000", "trainer.max_time=120"]
 
 def during(forks: Forks, folder: Path, event: Any, *extra: str) -> dict[str, Any]:
     """Train for long; when the first checkpoint is there, do something from outside."""
-    done: list[Any] = []
-
-    def watch() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(forks.run, [*words("plain"), *LONG, *extra], folder)
         until = time.monotonic() + 60
         while not (folder / "run/checkpoints/last").exists() and time.monotonic() < until:
             time.sleep(0.01)
-        done.append(event())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    ended = forks.run([*words("plain"), *LONG, *extra], folder)
-    thread.join()
-    return ended | {"event": done[0]}
+        done = event()
+        return training.result() | {"event": done}
 
 
 def test_a_run_folder_that_is_deleted_ends_the_training(forks, tmp_path):
@@ -273,21 +266,22 @@ def test_a_run_folder_that_is_deleted_ends_the_training(forks, tmp_path):
     assert find_checkpoint(tmp_path / "moved", "last").state()
 
 
-def test_a_second_process_is_told_who_has_the_folder(forks, tmp_path):
-    def both() -> Any:
-        resumed = second.run(["train", "--resume", "run"], tmp_path)
+def test_a_second_process_is_told_who_has_the_folder(forks, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+
+    def meanwhile() -> Any:
+        resumed = main(["train", "--resume", "run"]), capfd.readouterr().err
         (record,) = collect([tmp_path / "run"])
         told = (tmp_path / "run" / ".lock").read_text()
         os.kill(int(told.split()[1]), signal.SIGKILL)
         return resumed, record, told
 
-    with Forks() as second:
-        ended = during(forks, tmp_path, both)
-        again = second.run(["train", "--resume", "run", "trainer.steps=100000", "trainer.max_time=0.001"], tmp_path)
-    resumed, record, told = ended["event"]
+    ended = during(forks, tmp_path, meanwhile)
+    again = forks.run(["train", "--resume", "run", "trainer.steps=100000", "trainer.max_time=0.001"], tmp_path)
+    (status, err), record, told = ended["event"]
     assert ended["status"] == -signal.SIGKILL
-    assert resumed["status"] == 2 and resumed["err"].count("\n") == 1
-    assert told.strip() in resumed["err"] and f"on {socket.gethostname()}" in resumed["err"]
+    assert status == 2 and err.count("\n") == 1
+    assert told.strip() in err and f"on {socket.gethostname()}" in err
     assert record.status == "unfinished" and told.strip() in record.reason
     assert again["status"] == 0, "the lock of a dead process is no lock"
 
@@ -314,10 +308,15 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(signum, status, fork
     assert status in ended
 
 
+def later(seconds: float) -> float:
+    """When a run that takes so long has surely come to what it hangs in."""
+    return 1.5 * seconds + 0.3
+
+
 SLOW = {
-    "a step": ("flowcli.objectives:FlowMatching.loss", "stopped at step 0"),
+    "a step": ("flowcli.training.batches:Batches.__call__", "stopped at step 0"),
     "the validation": ("flowcli.training.validation:Validation.__call__", "stopped at step 4"),
-    "the weights": ("flowcli.training.step:Step.apply", "stopped at step 1"),
+    "the weights": (MOVING, "stopped at step 1"),
     "the evaluation": ("flowcli.evaluate:Evaluation.__call__", "stopped in the evaluation"),
     "the data": ("flowcli.data.toys:Toy.load", ""),
 }
@@ -327,8 +326,8 @@ SLOW = {
 def test_a_signal_is_heard_within_five_seconds_whatever_goes_on(what, forks, undisturbed, tmp_path):
     target, told = SLOW[what]
     whole, seconds, _ = undisturbed("plain")
-    hang = {"target": target, "seconds": 3.0 if what == "the weights" else 60.0}
-    first = seconds + 1.0
+    first = later(seconds)
+    hang = {"target": target, "seconds": first + 0.5 if what == "the weights" else 60.0}
     stopped = forks.run(words("plain"), tmp_path, hang=hang, signals=[[first, signal.SIGTERM]])
     assert stopped["status"] == 143 and told in stopped["err"] and stopped["err"].count("\n") == 1, stopped
     assert stopped["seconds"] - first < 5
@@ -337,8 +336,8 @@ def test_a_signal_is_heard_within_five_seconds_whatever_goes_on(what, forks, und
 
 def test_a_second_signal_stops_at_once(forks, undisturbed, tmp_path):
     whole, seconds, _ = undisturbed("plain")
-    hang = {"target": "flowcli.training.step:Step.apply", "seconds": 60.0}
-    first = seconds + 1.0
+    hang = {"target": MOVING, "seconds": 60.0}
+    first = later(seconds)
     events = [[first, signal.SIGTERM], [first + 0.5, signal.SIGTERM]]
     stopped = forks.run(words("plain"), tmp_path, hang=hang, signals=events)
     assert stopped["status"] == -signal.SIGTERM and stopped["seconds"] < first + 2
@@ -347,20 +346,21 @@ def test_a_second_signal_stops_at_once(forks, undisturbed, tmp_path):
 
 @pytest.mark.parametrize("verb", ["sample", "likelihood"])
 def test_the_other_verbs_end_on_a_signal_with_its_status(verb, forks, undisturbed, tmp_path):
-    forks.run(words("plain"), tmp_path)
+    first = later(forks.run(words("plain"), tmp_path)["seconds"])
     hang = {"target": f"flowcli.flows.continuous:ContinuousFlow.{'sample' if verb == 'sample' else 'log_prob'}"}
     line = [verb, "--ckpt", "run", "hydra.run.dir=other"]
-    stopped = forks.run(line, tmp_path, hang=hang | {"seconds": 60.0}, signals=[[2.0, signal.SIGTERM]])
+    stopped = forks.run(line, tmp_path, hang=hang | {"seconds": 60.0}, signals=[[first, signal.SIGTERM]])
     assert (stopped["status"], stopped["err"]) == (143, f"flowcli {verb}: interrupted\n")
-    assert stopped["seconds"] < 7
+    assert stopped["seconds"] - first < 5
 
 
 # ---------------------------------------------------------------- what a second pair of eyes found
-def test_resuming_what_needs_no_training_never_removes_its_only_checkpoint(forks, undisturbed, tmp_path):
+@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_resuming_what_needs_no_training_never_removes_its_only_checkpoint(stride, forks, undisturbed, tmp_path):
     whole, _, _ = undisturbed("oracle")
     assert forks.run(words("oracle"), tmp_path)["status"] == 0
     changes = len(forks.run(["train", "--resume", "run"], tmp_path)["changes"].split())
-    for k in range(1, changes + 1, 5):
+    for k in range(1, changes + 1, stride):
         forks.run(["train", "--resume", "run"], tmp_path, kill_at=k)
         assert find_checkpoint(tmp_path / "run", "best").tensors("ema")
     same(finish(forks, tmp_path, "oracle"), whole)
@@ -379,10 +379,11 @@ def test_a_signal_while_the_last_checkpoint_is_written_is_heard(target, forks, t
 
 
 def test_what_resume_changes_is_kept_before_the_next_checkpoint(forks, tmp_path):
-    assert forks.run(words("plain"), tmp_path)["status"] == 0
-    hang = {"target": "flowcli.training.step:Step.apply", "seconds": 60.0}
+    whole = forks.run(words("plain"), tmp_path)
+    assert whole["status"] == 0
+    hang = {"target": MOVING, "seconds": 60.0}
     line = ["train", "--resume", "run", "trainer.steps=15"]
-    killed = forks.run(line, tmp_path, hang=hang, signals=[[3.0, signal.SIGKILL]])
+    killed = forks.run(line, tmp_path, hang=hang, signals=[[later(whole["seconds"]), signal.SIGKILL]])
     assert killed["status"] == -signal.SIGKILL
     assert forks.run(["train", "--resume", "run"], tmp_path)["status"] == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 15

@@ -89,11 +89,11 @@ def test_sample_encode_decode(path, time):
 def test_sample_i_does_not_depend_on_the_batch(path):
     for solver, close in ((FixedStep("rk4", 10, "path", 1000), 1e-10), (adaptive(1e-6), 1e-3)):
         flow = oracle(path, solver)
-        whole = flow.sample(15, seed=2).value
-        for size in (1, 4, 100):
-            torch.testing.assert_close(flow.sample(15, seed=2, batch_size=size).value, whole, rtol=0, atol=close)
-        torch.testing.assert_close(flow.sample(10, seed=2, start=5).value, whole[5:], rtol=0, atol=close)
-        assert not torch.allclose(flow.sample(15, seed=4).value, whole)
+        whole = flow.sample(7, seed=2).value
+        for size in (1, 3, 100):
+            torch.testing.assert_close(flow.sample(7, seed=2, batch_size=size).value, whole, rtol=0, atol=close)
+        torch.testing.assert_close(flow.sample(4, seed=2, start=3).value, whole[3:], rtol=0, atol=close)
+        assert not torch.allclose(flow.sample(7, seed=4).value, whole)
 
 
 def test_noise_is_the_same_bit_for_bit():

@@ -2,9 +2,13 @@
 
 import copy
 import ctypes
+import gc
 import math
 import platform
+import signal
 import stat
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +17,10 @@ import torch
 from test_engine import Observer, flow_over, trainer
 from test_training import corners, run
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from flowcli import threads
+from flowcli.checkpoints import complete
 from flowcli.engine import Progress
 from flowcli.errors import JobError, UserError
 from flowcli.kernels import adam, library, perceptron
@@ -45,8 +51,7 @@ def built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         given = Path("/proc/cpuinfo")
         if request.param == "x86-64-v3" and given.is_file() and " avx2 " not in given.read_text():
             pytest.skip("this processor has no such instructions")
-    flags = tuple(f"-march={request.param}" if flag.startswith("-march") else flag for flag in library.FLAGS)
-    monkeypatch.setattr(library, "FLAGS", flags)
+    monkeypatch.setattr(library, "PROCESSOR", (f"-march={request.param}",))
     with fresh():
         yield
 
@@ -62,7 +67,7 @@ class fresh:
 
     @staticmethod
     def clear() -> None:
-        for each in (library.library, perceptron._functions, perceptron._step, adam._function):
+        for each in (library._outcome, perceptron._functions, perceptron._step, adam._function):
             each.cache_clear()
 
 
@@ -205,6 +210,61 @@ def test_gradients_are_given_once():
         torch.autograd.grad(layers(x, torch.zeros(1, 1))[0].sum(), x, create_graph=True)
 
 
+def test_the_parts_of_a_gradient_are_those_of_its_values(monkeypatch):
+    """Though the number of threads has changed meanwhile."""
+    monkeypatch.setattr(perceptron, "SHARED", 1.0)
+    layers, x = layers_of("plain", False), torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(8))
+    found = []
+    for count in (4, 1):
+        with threads.using(4):
+            value = layers(x, torch.zeros(1, 1), torch.randn(2, 1, 2, generator=torch.Generator().manual_seed(8)))
+        with threads.using(count):
+            assert value[1] is not None
+            found.append(torch.autograd.grad(value[0].sum() + value[1].square().sum(), layers.weights))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_was_kept_goes_with_the_gradient():
+    layers = layers_of("plain", False)
+    value = layers(torch.zeros(4, 2), torch.zeros(1, 1))[0].sum()
+    torch.autograd.grad(value, layers.weights)
+    with pytest.raises(RuntimeError, match="a second time"):
+        torch.autograd.grad(value, layers.weights)
+
+
+def test_a_signal_leaves_what_a_thread_still_writes_alone():
+    class Held:
+        pass
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    def work(i: int, first: int, last: int) -> int:
+        time.sleep(0.6 if i else 0.0)
+        ended.append(i)
+        return 0
+
+    ended: list[int] = []
+    held = Held()
+    seen, earlier = weakref.ref(held), signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Stop):
+            perceptron._in_parts(20, 2, work, alive=held)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
+    del held
+    gc.collect()
+    assert ended == [1] or seen() is not None  # Python 3.12 and later wait for it
+    while ended != [0, 1]:
+        time.sleep(0.01)
+
+
 # ---------------------------------------------------------------- training
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("weighted", [True, False])
@@ -236,7 +296,7 @@ def test_adam_is_its_arithmetic(size, clip, built):
     before, gradient = state(size), torch.randn(size, generator=torch.Generator().manual_seed(7))
     mine = State(*(value.clone() for value in before))
     rates = [0.999, 3e-3, 0.4, 0.9]
-    norm = adam.step(mine, gradient, rates, adam.Constants(BETA_1, BETA_2, EPSILON, clip))
+    norm = adam.step(mine, gradient, rates, (BETA_1, BETA_2, EPSILON, clip))
     its, double = State(*(value.double() for value in before)), gradient.double()
     assert norm == pytest.approx(float(double.norm()), rel=1e-6)
     double = double * min(1.0, clip / float(double.norm()))
@@ -253,7 +313,7 @@ def test_a_gradient_that_is_not_finite_touches_nothing(bad, built):
         mine = State(*(value.clone() for value in before))
         gradient = torch.ones(size)
         gradient[-1 if size == 3 else 5] = bad
-        norm = adam.step(mine, gradient, [1.0, 1e-3, 1.0, 0.9], adam.Constants(BETA_1, BETA_2, EPSILON, math.inf))
+        norm = adam.step(mine, gradient, [1.0, 1e-3, 1.0, 0.9], (BETA_1, BETA_2, EPSILON, math.inf))
         assert not math.isfinite(norm)
         assert all(torch.equal(one, other) for one, other in zip(mine, before, strict=True))
 
@@ -348,6 +408,59 @@ def test_other_tensors_are_pytorch_s():
     torch.testing.assert_close(products, pushed)
 
 
+def test_other_weights_are_pytorch_s(data):
+    for change in (lambda network: network.double(), lambda network: network.to("meta")):
+        assert change(made(True)).layers() is None
+    flow = flow_over(data.train, kernel=True).cast(torch.float64, torch.device("cpu"))
+    exact = type(data)(data.train.double(), data.validation.double())
+    observer = Observer()
+    run(flow, exact, trainer(steps=10), observer)
+    assert all(math.isfinite(value) for record in observer.records for value in record.values())
+    network, plain = made(True), made(False)
+    for each in (network, plain):
+        (layer,) = each.hidden
+        layer.weight = nn.Parameter(torch.as_tensor(layer.weight).detach().t().contiguous().t())
+    x, t = torch.randn(5, 2), torch.tensor(0.5)
+    torch.testing.assert_close(network(x, t, None), plain(x, t, None))
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "directions"),
+    [
+        (torch.zeros(6, 2), torch.zeros((), dtype=torch.float64), None),
+        (torch.zeros(6, 2), torch.zeros(2), None),
+        (torch.zeros(6, 3), torch.zeros(6), None),
+        (torch.zeros(6, 2), torch.zeros(6), torch.zeros(2, 3, 2)),
+        (torch.zeros(6, 2), torch.zeros(6), torch.zeros(2, 6, 2).double()),
+    ],
+    ids=["a double time", "two times", "another event", "directions of other rows", "double directions"],
+)
+def test_what_does_not_fit_is_refused_as_by_pytorch(x, t, directions):
+    messages = []
+    for network in (made(True), made(False)):
+        with pytest.raises(RuntimeError) as error:
+            network(x, t, None) if directions is None else network.along(x, t, None, directions)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_no_direction_gives_no_product():
+    network = made(True)
+    assert network.along(torch.zeros(6, 2), torch.zeros(6), None, torch.zeros(0, 6, 2))[1].shape == (0, 6, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, on the way there
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_forward_mode_is_pytorch_s(mode):
+    x, tangent, t = torch.randn(5, 2), torch.randn(5, 2), torch.tensor(0.5)
+    slopes = []
+    for network in (made(True), made(False)):
+        with mode(), forward_ad.dual_level():
+            slopes.append(forward_ad.unpack_dual(network(forward_ad.make_dual(x, tangent), t, None)).tangent)
+    assert slopes[0] is not None
+    torch.testing.assert_close(*slopes)
+
+
 # ---------------------------------------------------------------- building it
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -374,15 +487,15 @@ def test_it_is_compiled_once(cache, quick, monkeypatch):
     assert answer(library.library()) == 42
     assert len(list(cache.iterdir())) == 1
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
-    library.library.cache_clear()
-    monkeypatch.setattr(library, "_built", lambda *_: pytest.fail("compiled again"))
+    library._outcome.cache_clear()
+    monkeypatch.setattr(library, "_build", lambda *_: pytest.fail("compiled again"))
     assert answer(library.library()) == 42
 
 
 def test_other_sources_are_another_library(cache, quick):
     assert answer(library.library()) == 42
     quick.write_text('extern "C" int answer(void) { return 43; }')
-    library.library.cache_clear()
+    library._outcome.cache_clear()
     assert answer(library.library()) == 43
     assert len(list(cache.iterdir())) == 2
 
@@ -403,12 +516,36 @@ def a_link(kept: Path) -> None:
 
 @pytest.mark.parametrize("change", [damaged, writable_by_others, a_link])
 def test_what_is_not_ours_is_made_anew(change: Callable[[Path], None], cache, quick):
-    name = f"{library._key(str(library.compiler()))}.so"
+    name = f"{library._key(library.compiler() or [])}.so"
     cache.mkdir(mode=0o700)
     (cache / name).write_bytes(b"")
     change(cache / name)
     assert answer(library.library()) == 42
     assert library._own(cache / name) and (cache / name).stat().st_size > 1000
+
+
+def test_a_full_disk_keeps_no_library_and_does_no_harm(cache, quick, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(library.shutil, "copyfile", full)
+    assert answer(library.library()) == 42
+    assert not list(cache.iterdir())
+
+
+def test_a_processor_that_the_compiler_does_not_know_is_left_out(cache, quick, monkeypatch):
+    monkeypatch.setattr(library, "PROCESSOR", ("-march=abacus",))
+    assert answer(library.library()) == 42
+
+
+def test_the_compiler_may_have_arguments_and_blanks_in_its_path(cache, quick, monkeypatch, tmp_path):
+    (program, *_) = library.compiler() or []
+    spaced = tmp_path / "a compiler"
+    spaced.symlink_to(program)
+    for words in (f"{program} -DNDEBUG", str(spaced)):
+        monkeypatch.setenv("CXX", words)
+        library._outcome.cache_clear()
+        assert answer(library.library()) == 42
 
 
 def test_a_cache_that_others_write_into_is_left_alone(cache, quick):
@@ -423,10 +560,11 @@ def test_without_a_cache_it_is_compiled_each_time(cache, quick):
     assert answer(library.library()) == 42
 
 
-def test_a_compiler_that_fails_is_quoted(cache, quick):
+def test_a_compiler_that_fails_is_quoted(cache, quick, monkeypatch):
     quick.write_text("int answer(void) { return nothing; }")
     reason = library.missing()
     assert reason is not None and "nothing" in reason and "\n" not in reason
+    monkeypatch.setattr(library, "_build", lambda *_: pytest.fail("asked again"))
     assert not list(cache.iterdir())
     with pytest.raises(NotBuilt):
         library.library()
@@ -435,8 +573,10 @@ def test_a_compiler_that_fails_is_quoted(cache, quick):
 def test_without_a_compiler_pytorch_computes(cache, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert library.missing() == "there is no C++ compiler (no-such-compiler)"
-    assert not made("auto").kernel
+    assert not made("auto").kernel and made("auto").no_kernel == library.missing() and made(False).no_kernel is None
     with pytest.raises(UserError, match=r"network.kernel=true: there is no C\+\+ compiler .*; say network.kernel=auto"):
         made(True)
+    (opened,) = complete({"network": {"_target_": "flowcli.networks.mlp.MLP", "kernel": True}}).values()
+    assert opened["kernel"] == "auto", "what insisted where it was trained opens here"
     x = torch.randn(3, 2)
     assert torch.equal(made("auto")(x, torch.tensor(0.2), None), made(False)(x, torch.tensor(0.2), None))

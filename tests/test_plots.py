@@ -285,10 +285,18 @@ def test_names_are_not_taken_for_mathematics(rng, tmp_path):
     assert panels.axis_names(["a" * 40], 1)[0] == "a" * 27 + "…"
 
 
+SHAPES = [(1,), (2,), (3,), (1, 8, 8), (3, 5, 4), (2, 2, 1)]
+KINDS = ["ordinary", "one sample", "equal", "nan"]
+
+
 @pytest.mark.parametrize(
-    "shape", [(1,), (2,), (3,), (1, 8, 8), (3, 5, 4), (2, 2, 1)], ids=lambda shape: "x".join(map(str, shape))
+    ("shape", "kind"),
+    [  # the short form: every shape with two kinds
+        pytest.param(shape, kind, marks=[pytest.mark.slow] * ((i + j) % 2), id=f"{kind}-{'x'.join(map(str, shape))}")
+        for i, shape in enumerate(SHAPES)
+        for j, kind in enumerate(KINDS)
+    ],
 )
-@pytest.mark.parametrize("kind", ["ordinary", "one sample", "equal", "nan"])
 def test_every_shape_becomes_a_png(rng, tmp_path, shape, kind):
     data = rng.normal(size=(200, *shape))
     model = {

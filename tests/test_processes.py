@@ -5,13 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import Forks
+from forks import Servers
 from test_crash import KINDS, words
 
 from flowcli.checkpoints import find_checkpoint
@@ -20,20 +19,9 @@ TOLERANCE = 1e-5
 """Relative, of losses and figures in single precision: the order of a sum differs."""
 
 
-class Servers(dict[int, Forks]):
-    """A fork server for each process, started when it is first asked for."""
-
-    def __missing__(self, number: int) -> Forks:
-        self[number] = Forks()
-        return self[number]
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Servers]:
-    servers = Servers()
-    yield servers
-    for server in servers.values():
-        server.__exit__()
+@pytest.fixture
+def forks(servers: Servers) -> Servers:
+    return servers
 
 
 def together(forks: Servers, line: list[str], folder: Path, count: int = 2, **events: Any) -> Any:
@@ -91,15 +79,18 @@ def test_two_processes_draw_the_same_loss_curve_as_one(kind, forks, tmp_path):
 def test_rows_are_those_of_one_process_in_order(count, forks, tmp_path):
     assert forks[0].run(words("plain"), tmp_path)["status"] == 0
     settings = ["batch_size=7", "solver=dopri5", "solver.rtol=1e-3", "solver.atol=1e-3"]
-    for verb, own, name in (("sample", ["n=60"], "samples.npy"), ("likelihood", ["check_rows=5"], "log_prob.npy")):
-        line = [verb, "--ckpt", "run", *settings, *own]
-        alone = forks[0].run([*line, f"hydra.run.dir={verb}1"], tmp_path)
-        found = together(forks, [*line, f"hydra.run.dir={verb}{count}"], tmp_path, count)
+    for verb, own, name in (
+        ("sample", ["n=60", "--out", "sample1.csv"], "samples.npy"),
+        ("likelihood", ["check_rows=5"], "log_prob.npy"),
+    ):
+        line = [verb, "--ckpt", "run", *settings, f"hydra.run.dir={verb}1", *own]
+        alone = forks[0].run(line, tmp_path)
+        found = together(forks, [word.replace(f"{verb}1", f"{verb}{count}") for word in line], tmp_path, count)
         assert [alone["status"], *(each["status"] for each in found)] == [0] * (count + 1), found
         assert (tmp_path / f"{verb}1" / name).read_bytes() == (tmp_path / f"{verb}{count}" / name).read_bytes()
         assert found[0]["out"].replace(f"{verb}{count}", f"{verb}1") == alone["out"]
-    out = together(forks, ["sample", "--ckpt", "run", "n=9", "--out", "x.csv", "hydra.run.dir=s"], tmp_path)
-    assert [each["status"] for each in out] == [0, 0] and len((tmp_path / "x.csv").read_text().splitlines()) == 10
+    tables = [(tmp_path / f"sample{processes}.csv").read_text() for processes in (1, count)]
+    assert tables[0] == tables[1] and len(tables[0].splitlines()) == 61
 
 
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])

@@ -24,7 +24,8 @@ RUN, SWEEP = "outputs/train/RUN", "outputs/sweeps/SWEEP"
 COLUMNS = ("temp", "dewp", "humid")
 SOLVER = ("solver=euler", "solver.steps=4")
 SMALL = (
-    "trainer.steps=20",
+    "trainer.steps=10",
+    "trainer.batch_size=64",
     "network.width=8",
     "evaluation.draws=2",
     "evaluation.draw_points=40",
@@ -78,6 +79,7 @@ def shortened(words: list[str]) -> list[str]:
         small.remove("evaluation.pictures=false")
     if not said & {"solver", "solver.steps"} and not discrete:
         small += SOLVER
+    small += ["coupling.iterations=20"] if "coupling=semidiscrete" in words else []
     if "data=table" not in words and "data=digits" not in words:
         small += [word for word in SPLITS if word.partition("=")[0] not in said]
     return [*words, *small]
@@ -117,8 +119,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        for target, path in ((RUN, "vp"), (f"{SWEEP}/0", "vp"), (f"{SWEEP}/1", "ot")):
-            run(f"flowcli train path={path} evaluation.pictures=true hydra.run.dir={target}")
+        run(f"flowcli train path=vp evaluation.pictures=true hydra.run.dir={RUN}")
+        run(f"flowcli train path=ot hydra.run.dir={SWEEP}/1")
+        shutil.copytree(RUN, f"{SWEEP}/0")
     finally:
         os.chdir(before)
     table(folder / "weather.csv")
@@ -132,8 +135,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workspace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of those files to work in, where `PYTHONPATH=.` would find modules."""
+def workspace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A copy of those files to work in, where `PYTHONPATH=.` would find modules; what is quick draws dots."""
+    if not request.node.get_closest_marker("slow"):
+        request.getfixturevalue("blank_pictures")
+        monkeypatch.setattr("flowcli.ends.MEASURED_ROWS", 1024)
+        monkeypatch.setattr("flowcli.objectives.COUPLED_ROWS", 1024)
     shutil.copytree(made, tmp_path / "w")
     monkeypatch.chdir(tmp_path / "w")
     monkeypatch.syspath_prepend(tmp_path / "w")
@@ -171,11 +178,13 @@ def test_tour(lines: list[str], workspace: Path) -> None:
 
 
 NOTED = [ticked(row[1])[0] for row in rows(NOTES)]
+TRAINED = ("objective.gradient=adjoint", "model=realnvp,nice", "model=maf,nsf", "mode=nfe", "points=[3,17,5]")
+"""What the tour has, too, or every form of tests/test_tasks.py."""
 
 
 @pytest.mark.parametrize(
     "line",
-    [pytest.param(line, marks=[pytest.mark.slow] if any(word in line for word in SLOW) else []) for line in NOTED],
+    [pytest.param(line, marks=[pytest.mark.slow] * any(word in line for word in SLOW + TRAINED)) for line in NOTED],
     ids=lambda line: line.removeprefix("flowcli "),
 )
 def test_notes(line: str, workspace: Path) -> None:

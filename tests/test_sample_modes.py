@@ -33,6 +33,13 @@ def trained(folder: Path, *overrides: str) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _pictures(request: pytest.FixtureRequest) -> None:
+    """A plane's and a table's are drawn once, the others are tested with the plots."""
+    if not request.node.name.endswith(("[moons]", "[table]")) and "explain" not in request.node.name:
+        request.getfixturevalue("blank_pictures")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
@@ -172,7 +179,7 @@ def test_every_model_interpolates_through_its_points(run, request, capsys):
     made, x = np.load(folder / "interpolation.npz"), split(request.getfixturevalue(run))[[0, 4]]
     for way in ("linear", "spherical"):
         np.testing.assert_allclose(made[way][[0, -1]], x, atol=5e-3)
-    assert (folder / "interpolation.png").stat().st_size > 1000
+    assert run not in ("moons", "table") or (folder / "interpolation.png").stat().st_size > 1000
 
 
 def test_rows_of_a_file_are_its_own(table, runs, capsys):

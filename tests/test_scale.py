@@ -5,7 +5,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from test_processes import Servers, together
+from test_processes import together
 
 import flowcli
 from flowcli import memory, pictures, plots, storage, streams
@@ -55,11 +55,10 @@ def content(folder: Path) -> dict[str, bytes]:
     ("solver", "ending"),
     [("midpoint", ".csv"), ("midpoint", ".parquet"), ("dopri5", ".npy")],  # dopri5: rows of a batch share their steps
 )
-def test_samples_in_blocks_are_those_of_one_block(solver, ending, runs, monkeypatch, capsys):
+def test_samples_in_blocks_are_those_of_one_block(solver, ending, runs, monkeypatch, request, capsys):
     line = ["sample", "--ckpt", str(runs / "plane"), "n=100", "batch_size=7", f"solver={solver}", "trajectories=3"]
     if solver != "dopri5":  # once is enough
-        monkeypatch.setattr(pictures, "samples", lambda *args: None)
-        monkeypatch.setattr(pictures, "draw_trajectories", lambda *args: None)
+        request.getfixturevalue("blank_pictures")
     drawn = []
     for numbers in (1 << 20, 60):  # 60: blocks of 28 rows
         monkeypatch.setattr(streams, "NUMBERS", numbers)
@@ -114,7 +113,7 @@ STOPS = [(KeyboardInterrupt, 130), (JobError("the solver gave up"), 1), (OSError
 
 
 @pytest.mark.parametrize(("stop", "status"), STOPS, ids=["interrupt", "solver", "disk"])
-def test_nothing_is_left_of_samples_that_were_not_all_drawn(stop, status, runs, monkeypatch, capsys):
+def test_nothing_is_left_of_samples_that_were_not_all_drawn(stop, status, runs, blank_pictures, monkeypatch, capsys):
     sample = ContinuousFlow.sample
 
     def stopping(self: ContinuousFlow, n: int, *, start: int = 0, **how: Any) -> Any:
@@ -247,19 +246,11 @@ def test_more_rows_than_memory_holds_log_densities_are_refused(runs, monkeypatch
 
 
 # ---------------------------------------------------------------- several processes, and the whole thing
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Servers]:
-    servers = Servers()
-    yield servers
-    for server in servers.values():
-        server.__exit__()
-
-
 @pytest.mark.slow
-def test_blocks_of_two_processes_are_those_of_one(runs, forks, tmp_path):
+def test_blocks_of_two_processes_are_those_of_one(runs, servers, tmp_path):
     line = ["sample", "--ckpt", str(runs / "plane"), "n=1300000", "batch_size=50000", "solver=euler", "solver.steps=2"]
-    alone = forks[0].run([*line, "hydra.run.dir=one", "--out", "one.csv"], tmp_path)
-    both = together(forks, [*line, "hydra.run.dir=two", "--out", "two.csv"], tmp_path)
+    alone = servers[0].run([*line, "hydra.run.dir=one", "--out", "one.csv"], tmp_path)
+    both = together(servers, [*line, "hydra.run.dir=two", "--out", "two.csv"], tmp_path)
     assert [alone["status"], *(each["status"] for each in both)] == [0, 0, 0], both
     for one, two in (("one.csv", "two.csv"), ("one/samples.npy", "two/samples.npy")):
         assert (tmp_path / one).read_bytes() == (tmp_path / two).read_bytes()

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY, Tasks
-from forks import Forks
+from forks import MOVING, Forks, Servers
 from rich.console import Console
 from test_crash import TINY, content, same
 
@@ -525,9 +525,8 @@ def ends(sweep: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as server:
-        yield server
+def forks(servers: Servers) -> Forks:
+    return servers[0]
 
 
 @dataclass(frozen=True)
@@ -612,7 +611,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_command_that_goes_on(
     forks: Forks, undisturbed: Any, tmp_path: Path
 ) -> None:
     known = undisturbed(3)
-    hang = {"target": "flowcli.training.step:Step.apply", "seconds": 2 * known.seconds}
+    hang = {"target": MOVING, "seconds": 2 * known.seconds}
     stopped = forks.run(real(3), tmp_path, hang=hang, signals=[[known.seconds, signal.SIGINT]])
     assert stopped["status"] == 128 + signal.SIGINT and stopped["err"].count("\n") == 1, stopped
     (step,) = (tmp_path / "sweep" / "0" / "checkpoints").glob("step-*")

@@ -36,11 +36,18 @@ PICTURES = {"samples.png", "trajectories.png", "loss.png"}
 
 
 @pytest.fixture(autouse=True)
-def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.chdir(tmp_path)
+    if "drawn" not in request.fixturenames:
+        request.getfixturevalue("blank_pictures")
     # fewer plans than a real run solves for its moments and its validation
     monkeypatch.setattr("flowcli.ends.MEASURED_ROWS", 1024)
     monkeypatch.setattr("flowcli.objectives.COUPLED_ROWS", 1024)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests of pictures: they are drawn."""
 
 
 def shortened(*overrides: str) -> list[str]:
@@ -74,6 +81,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 # ---------------------------------------------------------------- train
 def test_train_leaves_all_that_a_run_is_made_of(trained):
+    assert all((trained / name).stat().st_size > 5000 for name in PICTURES), "they are drawn"
     names = {file.name for file in trained.iterdir()}
     assert names >= {"metrics.json", "metrics.jsonl", "timings.jsonl", "data.json", "environment.json", "samples.npy"}
     assert names >= PICTURES | {"density.png", "run.json", ".hydra", "checkpoints"}
@@ -108,7 +116,7 @@ def test_train_leaves_all_that_a_run_is_made_of(trained):
     assert "seconds" not in logged[0], "the clock is in timings.jsonl: this file is reproduced bit for bit"
 
 
-def test_one_seed_reproduces_a_run_bit_for_bit(trained, capsys):
+def test_one_seed_reproduces_a_run_bit_for_bit(trained, drawn, capsys):
     again = train("again", *TOY)
     first, second = content(trained), content(again)
     for name in ("metrics.jsonl", "samples.npy", "samples.png", "trajectories.png", "density.png"):
@@ -146,14 +154,20 @@ def stopping_after(asks: int) -> Iterator[Listener]:
     yield listener
 
 
-@pytest.mark.parametrize("asks", [14, *(pytest.param(asks, marks=pytest.mark.slow) for asks in (3, 20))])
+@pytest.mark.parametrize("asks", [3, *(pytest.param(asks, marks=pytest.mark.slow) for asks in (1, 4))])
 def test_a_stopped_run_goes_on_to_the_very_same_end(trained, monkeypatch, capsys, asks):
+    """Asked between groups of five steps; every second time between two checkpoints."""
+    from flowcli.engine import GROUP_STEPS
+    from flowcli.kernels import library
     from flowcli.tasks import train as task
 
     with monkeypatch.context() as patch:
         patch.setattr(task, "listening", lambda advice, **options: stopping_after(asks))
         assert main(["train", *SHORT, *TOY, "hydra.run.dir=stopped"]) == 143
-    assert f"stopped at step {asks}; go on with: flowcli train --resume" in capsys.readouterr().err
+    assert (
+        f"stopped at step {asks * (1 if library.missing() else GROUP_STEPS)}; go on with: flowcli train --resume"
+        in capsys.readouterr().err
+    )
     assert not Path("stopped/metrics.json").exists()
     assert main(["train", "--resume", "stopped"]) == 0
     first, second = content(trained), content(Path("stopped"))
@@ -172,18 +186,19 @@ GOES_ON = {
     "uniform": ["base=uniform"],
     "nsf": ["model=nsf", "model.transforms=2", "model.width=8", "model.depth=1"],
 }
+QUICK_KINDS = ("mle by the adjoint", "augmented", "nsf")
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("ot", "semidiscrete"))) for kind in GOES_ON]
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in QUICK_KINDS)) for kind in GOES_ON],
 )
 def test_every_kind_of_training_goes_on_to_the_very_same_end(kind, monkeypatch, capsys):
     """Whatever a coupling has fitted, or an objective draws, is in the checkpoint or follows from seed and step."""
     from flowcli.tasks import train as task
 
-    for picture in ("samples", "trajectories", "density", "loss"):  # half of the time of so short a run
-        monkeypatch.setattr(task.pictures, picture, lambda *args, **kwargs: None)
     settings = [*TOY, *GOES_ON[kind], "trainer.steps=12", "trainer.checkpoint_every=4", "trainer.validate_every=4"]
+    settings += ["evaluation.pictures=false"]
     whole = content(train("whole", *settings))
     with monkeypatch.context() as patch:
         patch.setattr(task, "listening", lambda advice, **options: stopping_after(7))
@@ -230,6 +245,16 @@ TRAINABLE: list[list[str]] = [
     ids=" ".join,
 )
 def test_every_kind_of_training_ends_in_metrics_pictures_and_a_flow_that_opens(options, capsys):
+    ends_well(options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", TRAINABLE, ids=" ".join)
+def test_every_kind_of_training_can_be_drawn(options, drawn, capsys):
+    ends_well(options)
+
+
+def ends_well(options: list[str]) -> None:
     toy = [] if "data=digits" in options else TOY
     folder = train("run", *toy, *options, "trainer.steps=3", "trainer.validate_every=3")
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forks import Forks
+from forks import Forks, Servers
 
 from flowcli import build, trust
 from flowcli.cli import main
@@ -266,9 +266,8 @@ def test_a_tracker_that_comes_later_gets_the_whole_curve(option, capsys):
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as server:
-        yield server
+def forks(servers: Servers) -> Forks:
+    return servers[0]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ KEPT = sorted(folder.name for folder in RUNS.iterdir() if folder.is_dir())
 
 
 @pytest.fixture
-def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(request: pytest.FixtureRequest, tmp_path: Path, blank_pictures: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(RUNS / request.param, "run"))
 

@@ -10,14 +10,10 @@ from torch import Tensor
 from flowcli.kernels.library import library
 
 
-class Constants(ctypes.Structure):
-    """Both means' memories, what is added to the root, and the largest norm of a gradient."""
-
-    _fields_ = tuple((name, c_float) for name in ("beta_1", "beta_2", "epsilon", "clip"))
-
-
 class _Rates(ctypes.Structure):
-    _fields_ = (*((name, c_float) for name in ("decay", "size", "scale", "memory")), ("constants", Constants))
+    _fields_ = tuple(
+        (name, c_float) for name in ("decay", "size", "scale", "memory", "beta_1", "beta_2", "epsilon", "clip")
+    )
 
 
 @cache
@@ -27,11 +23,12 @@ def _function() -> Callable[..., float]:
     return found
 
 
-def step(vectors: Sequence[Tensor], gradient: Tensor, rates: Sequence[float], constants: Constants) -> float:
+def step(vectors: Sequence[Tensor], gradient: Tensor, rates: Sequence[float], constants: Sequence[float]) -> float:
     """Move the weights, both means and the average, (P,) each in float32; return the gradient's norm.
 
-    rates: decay, size, scale, and the part of the average that is kept. Where the norm is not finite nothing
-    is touched.
+    rates: decay, size, scale, and the part of the average that is kept.
+    constants: both means' memories, what is added to the root, and the largest norm of a gradient.
+    Where the norm is not finite nothing is touched.
     """
     places = [vector.data_ptr() for vector in (*vectors, gradient)]
-    return _function()(len(gradient), *places, _Rates(*rates, constants))
+    return _function()(len(gradient), *places, _Rates(*rates, *constants))

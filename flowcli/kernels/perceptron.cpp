@@ -119,9 +119,11 @@ INLINE void copy(const float *from, int n, float *to) {
     else std::copy_n(from, n, to);
 }
 
-// Rows of an array (n x columns) into a tile, from its column `at` on; those that are not there stay as they are.
-static void take(float *tile, int by_tile, int at, const float *from, int there, int columns, bool shared) {
-    for (int r = 0; r < there; r++) copy(from + (shared ? 0 : size_t(r) * columns), columns, tile + size_t(r) * by_tile + at);
+// The first `there` rows of an array (n x columns) into the first `rows` of a tile, from its column `at` on; the last
+// one stands in for those behind it.
+static void take(float *tile, int by_tile, int at, int rows, const float *from, int there, int columns, bool shared) {
+    for (int r = 0; r < rows; r++)
+        copy(from + (shared ? 0 : size_t(std::min(r, there - 1)) * columns), columns, tile + size_t(r) * by_tile + at);
 }
 
 static void give(const float *tile, int by_tile, int at, float *to, int there, int columns) {
@@ -278,26 +280,15 @@ struct Plan : Shape {
     Plan(const Shape &shape, int k) : Shape(shape), tangents(k), streams(1 + k), seen(features + waves) {
         in = up(seen, V), wide = up(width, V), out = up(outputs, V); // of a row, padded
         most = std::max(TILE_FLOATS / (wide * streams) / ROWS * ROWS, ROWS); // rows of a tile
-        // what is kept of a row for the gradient: inputs, and of each layer activations and slopes of all streams;
-        // with tangents the bends, and the tangents as they came
+        // what is kept of a row for the gradient: inputs, and of each layer its activation and slope; with tangents z
+        // of all streams, from which activations are computed again: they would fill the cache with twice as much
         in_floats = size_t(streams) * in;
-        layer_floats = size_t(wide) * (streams + 1 + (k ? 1 + k : 0));
+        layer_floats = size_t(wide) * (k ? streams : 2);
         row_floats = in_floats + (hidden + 1) * layer_floats;
     }
-};
 
-// Where the parts of a layer are in what was kept of a tile.
-struct Layer {
-    float *a, *slope, *bend, *dz;
-
-    Layer(const Plan &p, float *tile, int rows, int l) {
-        size_t one = size_t(rows) * p.wide;
-        a = tile + rows * (p.in_floats + l * p.layer_floats);
-        slope = a + one * p.streams;
-        bend = p.tangents ? slope + one : nullptr;
-        dz = p.tangents ? slope + 2 * one : nullptr;
-    }
-    explicit Layer(float *scratch) : a(scratch), slope(nullptr), bend(nullptr), dz(nullptr) {}
+    // Of layer l, in what is kept of a tile.
+    float *layer(float *kept, int rows, int l) const { return kept + rows * (in_floats + l * layer_floats); }
 };
 
 // What a call reads: x (n, features), waves (n or 1, waves), directions (K, n or 1, features).
@@ -314,7 +305,7 @@ class Forward {
           narrow(p.outputs <= NARROW),
           matrices(in_size + p.hidden * hidden_size + (narrow ? p.outputs * p.wide : packed(p.width, p.outputs))),
           biases(size_t(p.hidden + 1) * p.wide + p.out), z(size_t(p.streams) * p.most * p.wide),
-          ends(size_t(p.streams) * p.most * p.out) {
+          scratch(size_t(p.streams) * p.most * p.wide), ends(size_t(p.streams) * p.most * p.out) {
         // both maps of the first layer under each other
         for (int c = 0; c < p.width; c += COLS * V) {
             int there = std::min(COLS * V, p.width - c);
@@ -330,35 +321,36 @@ class Forward {
             float *to = matrices + in_size + l * hidden_size;
             if (l == p.hidden && narrow) {
                 zero(to, size_t(columns) * p.wide);
-                take(to, p.wide, 0, weights.matrix(l), columns, p.width, false);
+                take(to, p.wide, 0, columns, weights.matrix(l), columns, p.width, false);
             } else pack(to, weights.matrix(l), p.width, columns, 1, p.width);
             std::copy_n(weights.bias(l), columns, biases + (l + 1) * p.wide);
         }
     }
 
-    // Outputs of rows r .. r + there, padded, in `ends`; the tile holds what is kept, or (scratch) one layer.
+    // Outputs of rows r .. r + there, padded, in `ends`; kept takes the inputs, and what the gradient needs (keep).
     const float *tile(const Inputs &inputs, int64_t r, int there, float *kept, bool keep) {
         int rows = up(there, ROWS), f = p.features;
         size_t one = size_t(rows) * p.wide;
         zero(kept, rows * p.in_floats);
-        take(kept, p.in, 0, inputs.x + r * f, there, f, false);
-        take(kept, p.in, f, inputs.waves + (inputs.one_time ? 0 : r * p.waves), there, p.waves, inputs.one_time);
+        take(kept, p.in, 0, rows, inputs.x + r * f, there, f, false);
+        take(kept, p.in, f, rows, inputs.waves + (inputs.one_time ? 0 : r * p.waves), there, p.waves, inputs.one_time);
         for (int k = 1; k < p.streams; k++) {
             const float *from = inputs.directions + (inputs.one_direction ? k - 1 : (k - 1) * inputs.n + r) * f;
-            take(kept + size_t(k) * rows * p.in, p.in, 0, from, there, f, inputs.one_direction);
+            take(kept + size_t(k) * rows * p.in, p.in, 0, rows, from, there, f, inputs.one_direction);
         }
         map(rows, p.seen, p.width, kept, p.in, matrices, z, p.wide, false, biases);
         for (int l = 0; l <= p.hidden; l++) {
-            Layer now = keep ? Layer(p, kept, rows, l) : Layer(kept + size_t(p.streams) * rows * p.in);
-            if (now.dz) std::copy_n(z + one, p.tangents * one, now.dz);
-            activate(one, p.tangents, z, now.a, now.slope, now.bend);
+            float *a = scratch, *slope = nullptr;
+            if (keep && p.tangents) std::copy_n(z + 0, p.streams * one, p.layer(kept, rows, l));
+            else if (keep) a = p.layer(kept, rows, l), slope = a + one;
+            activate(one, p.tangents, z, a, slope, nullptr);
             const float *matrix = matrices + in_size + l * hidden_size, *bias = biases + (l + 1) * p.wide;
-            if (l < p.hidden) map(rows, p.width, p.width, now.a, p.wide, matrix, z, p.wide, p.residual, bias);
+            if (l < p.hidden) map(rows, p.width, p.width, a, p.wide, matrix, z, p.wide, p.residual, bias);
             else if (narrow) {
-                narrow_product(rows, p.width, p.outputs, now.a, p.wide, matrix, ends, p.out, bias);
-                narrow_product(p.tangents * rows, p.width, p.outputs, now.a + one, p.wide, matrix,
+                narrow_product(rows, p.width, p.outputs, a, p.wide, matrix, ends, p.out, bias);
+                narrow_product(p.tangents * rows, p.width, p.outputs, a + one, p.wide, matrix,
                                ends + size_t(rows) * p.out, p.out, nullptr);
-            } else map(rows, p.width, p.outputs, now.a, p.wide, matrix, ends, p.out, false, bias);
+            } else map(rows, p.width, p.outputs, a, p.wide, matrix, ends, p.out, false, bias);
         }
         return ends;
     }
@@ -375,7 +367,7 @@ class Forward {
     const Plan &p;
     size_t in_size, hidden_size;
     bool narrow;
-    Floats matrices, biases, z, ends;
+    Floats matrices, biases, z, scratch, ends;
 };
 
 // Where gradients of inputs go, of the same shapes; null: not wanted.
@@ -394,11 +386,12 @@ class Backward {
           biases_size(size_t(p.hidden + 1) * p.wide + p.out),
           matrices(in_size + p.hidden * hidden_size + packed(p.outputs, p.width)), sums(sums_size), biases(biases_size),
           ga(size_t(p.streams) * p.most * p.wide), gz(size_t(p.streams) * p.most * p.wide),
+          again(p.tangents ? size_t(p.streams + 2) * p.most * p.wide : 0),
           ends(size_t(p.streams) * p.most * std::max(p.out, p.in)) {
         if (wanted.any()) {
             Floats both(size_t(p.width) * p.seen);
-            take(both, p.seen, 0, weights.of_event(), p.width, p.features, false);
-            take(both, p.seen, p.features, weights.of_time(), p.width, p.waves, false);
+            take(both, p.seen, 0, p.width, weights.of_event(), p.width, p.features, false);
+            take(both, p.seen, p.features, p.width, weights.of_time(), p.width, p.waves, false);
             pack(matrices, both, p.width, p.seen, p.seen, 1);
         }
         for (int l = 0; l <= p.hidden; l++) {
@@ -417,16 +410,21 @@ class Backward {
     // Rows r .. r + there of n, whose outputs' gradients are in `ends`, given what was kept of them.
     void tile(int64_t n, int64_t r, int there, float *kept) {
         int rows = up(there, ROWS), every = p.streams * rows;
+        size_t one = size_t(rows) * p.wide;
         for (int l = p.hidden; l >= 0; l--) {
-            Layer now(p, kept, rows, l);
             bool last = l == p.hidden;
+            float *layer = p.layer(kept, rows, l), *a = layer, *slope = layer + one;
+            if (p.tangents) {
+                a = again, slope = again + p.streams * one;
+                activate(one, p.tangents, layer, a, slope, slope + one);
+            }
             const float *g = last ? ends : gz;
             int columns = last ? p.outputs : p.width, by = last ? p.out : p.wide;
-            transposed_product(every, columns, p.width, g, by, now.a, p.wide, sums + in_sums + l * hidden_sums);
+            transposed_product(every, columns, p.width, g, by, a, p.wide, sums + in_sums + l * hidden_sums);
             column_sums(rows, by, g, by, biases + (l + 1) * p.wide);
             product(every, columns, p.width, g, by, matrices + in_size + l * hidden_size, ga, p.wide, false, nullptr);
             bool add = !last && p.residual;
-            activate_back(size_t(rows) * p.wide, p.tangents, ga, now.slope, now.bend, now.dz, gz, add);
+            activate_back(one, p.tangents, ga, slope, slope + one, layer + one, gz, add);
         }
         transposed_product(every, p.width, p.seen, gz, p.wide, kept, p.in, sums);
         column_sums(rows, p.wide, gz, p.wide, biases);
@@ -454,7 +452,7 @@ class Backward {
     const Plan &p;
     const InputGradients wanted;
     size_t in_size, hidden_size, in_sums, hidden_sums, sums_size, biases_size;
-    Floats matrices, sums, biases, ga, gz, ends;
+    Floats matrices, sums, biases, ga, gz, again, ends;
 };
 
 // ---------------------------------------------------------------- what Python calls; 0, or 1: there is no memory
@@ -482,10 +480,10 @@ int perceptron_forward(const Shape *shape, const float *const *weights, int tang
     return guarded([=] {
         Plan p(*shape, tangents);
         Forward forward(p, {weights, p.hidden});
-        Floats scratch(kept ? 0 : size_t(p.streams) * p.most * (p.in + p.wide));
+        Floats inputs_alone(kept ? 0 : p.in_floats * p.most);
         for (int64_t r = first; r < last; r += p.most) {
             int there = int(std::min<int64_t>(last - r, p.most)), rows = up(there, ROWS), d = p.outputs;
-            const float *ends = forward.tile(*inputs, r, there, kept ? kept + r * p.row_floats : scratch, kept);
+            const float *ends = forward.tile(*inputs, r, there, kept ? kept + r * p.row_floats : inputs_alone, kept);
             give(ends, p.out, 0, y + r * d, there, d);
             for (int k = 0; k < tangents; k++)
                 give(ends + size_t(k + 1) * rows * p.out, p.out, 0, products + (k * inputs->n + r) * d, there, d);
@@ -504,9 +502,10 @@ int perceptron_backward(const Shape *shape, const float *const *weights, int tan
         for (int64_t r = first; r < last; r += p.most) {
             int there = int(std::min<int64_t>(last - r, p.most)), rows = up(there, ROWS), d = p.outputs;
             float *ends = backward.cleared(rows);
-            if (gy) take(ends, p.out, 0, gy + r * d, there, d, false);
+            if (gy) take(ends, p.out, 0, there, gy + r * d, there, d, false);
             for (int k = 0; gproducts && k < tangents; k++)
-                take(ends + size_t(k + 1) * rows * p.out, p.out, 0, gproducts + (k * n + r) * d, there, d, false);
+                take(ends + size_t(k + 1) * rows * p.out, p.out, 0, there, gproducts + (k * n + r) * d, there, d,
+                     false);
             backward.tile(n, r, there, kept + r * p.row_floats);
         }
         backward.finish({gradients, p.hidden});

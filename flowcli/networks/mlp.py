@@ -15,6 +15,10 @@ class MLP(nn.Module):
 
     Without the Fourier features a standardised target with fine structure is out of reach of a short training
     (arXiv 2006.10739). The last layer starts at zero, so training starts from the best constant guess.
+
+    Attributes:
+        kernel: whether compiled code of flowcli's own computes it, where it takes the tensors.
+        no_kernel: why not, where it was wanted and there is none.
     """
 
     frequencies: Tensor
@@ -59,7 +63,7 @@ class MLP(nn.Module):
         reason = library.missing() if wanted else None
         if reason is not None and kernel is True:
             raise UserError(f"network.kernel=true: {reason}; say network.kernel=auto")
-        self.kernel = wanted and reason is None
+        self.kernel, self.no_kernel = wanted and reason is None, reason
         self.register_buffer("frequencies", torch.randn(size, features) * std * math.sqrt(2 / size))
         self.register_buffer("octaves", 2.0 ** torch.arange(octaves))
         # two maps and a sum instead of one map of both: a solve has one time for all rows
@@ -75,7 +79,7 @@ class MLP(nn.Module):
         _refuse(condition)
         flat, waves = self.shown(x, t)
         layers = self.layers()
-        if layers is not None and perceptron.takes(flat):
+        if layers is not None and layers.take(flat, waves):
             return layers(flat, waves)[0].reshape(x.shape)
         h = self._first(flat, waves)
         for layer in self.hidden:
@@ -92,7 +96,7 @@ class MLP(nn.Module):
         flat, waves = self.shown(x, t)
         moved = self._shown_along(flat, directions.flatten(2))
         layers = self.layers()
-        if layers is not None and perceptron.takes(flat):
+        if layers is not None and layers.take(flat, waves, moved):
             output, products = layers(flat, waves, moved)
             assert products is not None
             return output.reshape(x.shape), products.reshape(-1, *x.shape)
@@ -106,7 +110,7 @@ class MLP(nn.Module):
 
     def layers(self) -> perceptron.Layers | None:
         """For the kernel; None: torch computes them."""
-        if not self.kernel:
+        if not self.kernel or not perceptron.takes(self.last.weight):
             return None
         weights = [self.of_event.weight, self.of_event.bias, self.of_time.weight]
         for layer in (*self.hidden, self.last):
@@ -135,7 +139,7 @@ class MLP(nn.Module):
     def _first(self, flat: Tensor, waves: Tensor) -> Tensor:
         """The first layer's output (B, width); a time that all rows share is a part of the bias."""
         of_time = self.of_time(waves)
-        if len(waves) == len(flat):
+        if len(waves) > 1:
             return self.of_event(flat) + of_time
         return nn.functional.linear(flat, self.of_event.weight, self.of_event.bias + of_time[0])
 

@@ -29,7 +29,7 @@ from flowcli.signals import Listener, listening
 from flowcli.storage import replacing, require_length, write_json
 from flowcli.tasks import coupling, scoring
 from flowcli.tracking import Feed, Subject, read_logs
-from flowcli.training.fused import has_kernel
+from flowcli.training.fused import has_kernel, no_kernel
 
 REFERENCE_ROWS = 5000
 """Rows of the test split that stay in the run folder, for pictures beside later samples."""
@@ -183,6 +183,9 @@ def _train(
         feed.begin({METRICS: 0, TIMINGS: 0})
         return {"step": 0}
     _say_cuts(flow)
+    reason = no_kernel(flow)
+    if reason is not None:
+        console.console().print(f"PyTorch computes the network, slower than network.kernel would: {reason}")
     state = _State.of(config, flow, folder)
     feed.begin(state.offsets)
     progress, data = state.progress, job.data(dataset)
@@ -196,6 +199,7 @@ def _train(
             f"so far {which[progress.kernel]} computed the network, from here on {which[1 - progress.kernel]} does, "
             "which rounds differently"
         )
+        progress.kernel = int(has_kernel(flow))
     with threads.using(progress.threads):
         kept = folder if state.coupling is not None else own
         fitted = coupling.fit(

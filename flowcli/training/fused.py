@@ -31,6 +31,11 @@ def has_kernel(flow: Flow) -> bool:
     return any(isinstance(part, HasKernel) and part.layers() is not None for part in flow.modules())
 
 
+def no_kernel(flow: Flow) -> str | None:
+    """Why compiled code does not compute a network of this flow that wanted it to; None: nothing is amiss."""
+    return next((reason for part in flow.modules() if (reason := getattr(part, "no_kernel", None))), None)
+
+
 class FusedSteps:
     """Steps of a regression, one by one: loss, gradient, Adam and the running average.
 
@@ -44,7 +49,7 @@ class FusedSteps:
         """layers: the network's; state: of its weights and no others; rows: of a batch."""
         self.steps = steps
         self._network, self._state, self._regression = network, state, Regression(layers, rows)
-        self._constants = adam.Constants(BETA_1, BETA_2, EPSILON, math.inf if grad_clip is None else grad_clip)
+        self._constants = (BETA_1, BETA_2, EPSILON, math.inf if grad_clip is None else grad_clip)
 
     def next(self, step: int, last: int) -> int:
         """How many steps one call takes from this one on: up to the next multiple of `steps`."""
