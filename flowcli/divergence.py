@@ -25,12 +25,12 @@ class Local(NamedTuple):
     Attributes:
         value: (B, ...).
         divergence: (B, K), K estimates; the value itself where it is exact.
-        jacobian: (B,), the squared Frobenius norm of the Jacobian, or its mean estimate.
+        jacobian: (B,), the squared Frobenius norm of the Jacobian, or its mean estimate; None where nobody asked.
     """
 
     value: Tensor
     divergence: Tensor
-    jacobian: Tensor
+    jacobian: Tensor | None
 
 
 class Divergence(ABC):
@@ -49,12 +49,12 @@ class Divergence(ABC):
         """
 
     @abstractmethod
-    def of(self, along: Along, x: Tensor, directions: Tensor) -> Local:
-        """The field and its derivatives at x (B, ...); rows must be independent of each other."""
+    def of(self, along: Along, x: Tensor, directions: Tensor, *, norm: bool) -> Local:
+        """The field and its derivatives at x (B, ...), the Jacobian's norm too if wanted; rows must be independent."""
 
     def __call__(self, field: Field, x: Tensor, directions: Tensor) -> Local:
         """The same for a field that is known by its values alone."""
-        return self.of(lambda part: pulled(field, x, part), x, directions)
+        return self.of(lambda part: pulled(field, x, part), x, directions, norm=True)
 
 
 def pulled(field: Field, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,16 +69,18 @@ def pulled(field: Field, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]
     return value, vmap(lambda e: pull(e)[0])(directions)
 
 
-def _forms(along: Along, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """v(x) (B, ...), and e^T J e and the squared length of its product for every direction e: (K, B) each."""
+def _forms(along: Along, x: Tensor, directions: Tensor, norm: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """v(x) (B, ...); for every direction e, (K, B) each, e^T J e and, if wanted, the squared length of its product."""
     directions = directions.to(x)
     found = []
     for part in directions.split(max(1, ROWS_AT_ONCE // len(x))):
         value, products = along(part)
-        found.append((value, (products * part).flatten(2).sum(2), products.square().flatten(2).sum(2)))
+        norms = products.square().flatten(2).sum(2) if norm else None
+        found.append((value, (products * part).flatten(2).sum(2), norms))
     if len(found) == 1:
         return found[0]
-    return found[0][0], torch.cat([forms for _, forms, _ in found]), torch.cat([norms for _, _, norms in found])
+    values, forms, norms = zip(*found, strict=True)
+    return values[0], torch.cat(forms), torch.cat(norms) if norm else None
 
 
 class Exact(Divergence):
@@ -94,10 +96,10 @@ class Exact(Divergence):
         size = x[0].numel()
         return torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
 
-    def of(self, along: Along, x: Tensor, directions: Tensor) -> Local:
+    def of(self, along: Along, x: Tensor, directions: Tensor, *, norm: bool) -> Local:
         """Value (B, ...) and divergence (B, 1)."""
-        value, forms, norms = _forms(along, x, directions)
-        return Local(value, forms.sum(0).unsqueeze(1), norms.sum(0))
+        value, forms, norms = _forms(along, x, directions, norm)
+        return Local(value, forms.sum(0).unsqueeze(1), None if norms is None else norms.sum(0))
 
 
 class Hutchinson(Divergence):
@@ -124,7 +126,7 @@ class Hutchinson(Divergence):
 
         return rows(draw, seed, "probes", first, first + len(x)).transpose(0, 1).to(x)
 
-    def of(self, along: Along, x: Tensor, directions: Tensor) -> Local:
+    def of(self, along: Along, x: Tensor, directions: Tensor, *, norm: bool) -> Local:
         """Value (B, ...) and K estimates of the divergence, (B, K)."""
-        value, forms, norms = _forms(along, x, directions)
-        return Local(value, forms.T, norms.mean(0))
+        value, forms, norms = _forms(along, x, directions, norm)
+        return Local(value, forms.T, None if norms is None else norms.mean(0))

@@ -241,8 +241,8 @@ class ContinuousFlow(Flow):
         clock = clock_of(self.field, solver, x.dtype)
 
         def slopes(x: Tensor, s: Tensor, directions: Tensor) -> State:
-            local = self.divergence.of(lambda part: clock.along(x, s, condition, part), x, directions)
-            if not regularized:
+            local = self.divergence.of(lambda part: clock.along(x, s, condition, part), x, directions, norm=regularized)
+            if local.jacobian is None:
                 return local.value, local.divergence
             # t runs against s: the integrals over t from 0 to 1 are those over s, and positive
             return local.value, local.divergence, local.value.square().flatten(1).sum(1), local.jacobian
