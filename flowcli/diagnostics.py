@@ -98,7 +98,7 @@ def _transport(drift: Along, oracle: ClosedForm, x: Tensor, u: Tensor) -> tuple[
     with torch.enable_grad():
         at, left = x.detach().requires_grad_(), u.detach().requires_grad_()
         slope, rate = torch.autograd.grad(oracle.log_density(at, left).sum(), (at, left))
-    local = Exact().of(drift, x, Exact().directions(x, 0, 0))
+    local = Exact().of(drift, x, Exact().directions(x, 0, 0), norm=False)
     return -rate + (local.value * slope).flatten(1).sum(1) + local.divergence[:, 0], slope  # t runs against u
 
 

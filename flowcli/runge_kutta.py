@@ -77,12 +77,10 @@ class _Sum(torch.autograd.Function):
     """x + sum of c_i k_i, as one node."""
 
     @staticmethod
-    def forward(factors: tuple[float, ...], x: Tensor, *slopes: Tensor) -> Tensor:
+    def forward(ctx: Any, factors: tuple[float, ...], x: Tensor, *slopes: Tensor) -> Tensor:
+        # with a setup_context of its own, which torch.func asks for, torch would inspect signatures at each call
+        ctx.factors = factors
         return _sum(factors, x, slopes)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.factors = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -100,9 +98,11 @@ def _sum(factors: Sequence[float], x: Tensor, slopes: Sequence[Tensor]) -> Tenso
 def _moved(state: State, h: float, weights: Sequence[float], slopes: Sequence[State]) -> State:
     """The state plus h times the weighted sum of slopes."""
     used = [(h * weight, slope) for weight, slope in zip(weights, slopes, strict=True) if weight]
-    factors, add = tuple(factor for factor, _ in used), torch.is_grad_enabled()
+    factors = tuple(factor for factor, _ in used)
     parts = zip(state, *(slope for _, slope in used), strict=True)
-    return tuple(_Sum.apply(factors, x, *rest) if add else _sum(factors, x, rest) for x, *rest in parts)
+    if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        return tuple(_Sum.apply(factors, x, *rest) for x, *rest in parts)
+    return tuple(_sum(factors, x, rest) for x, *rest in parts)
 
 
 class _Step(NamedTuple):

@@ -206,6 +206,18 @@ def test_solutions_gradients_and_evaluations_are_torchdiffeq_s(solver, start, st
     torch.testing.assert_close(*seconds, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, of forward mode
+def test_solutions_go_through_torch_func():
+    solver, x = fixed("rk4", 5), torch.randn(3, 2, generator=torch.Generator().manual_seed(1)).double()
+
+    def solved(x):
+        return solver.solve(lambda s, y: (torch.sin(y[0]) * (1 + s),), (x,), solver.grid(0.0, 1.0, 2)).states[0][-1]
+
+    wanted = torch.autograd.functional.jacobian(solved, x)
+    for mode in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(mode(solved)(x), wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_a_step_that_leads_nowhere_is_taken_again_smaller():
     """A first trial step that is not finite is no failure: shorter ones are."""
     solver = adaptive("dopri5", 1e-6)

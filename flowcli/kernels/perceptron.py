@@ -195,17 +195,16 @@ class _Perceptron(torch.autograd.Function):
         ends, given = (kept.data_ptr(), _pointer(gy), _pointer(gproducts)), pointers(weights)
         sizes = [weight.numel() for weight in weights]
         found = [kept.new_empty(sum(sizes)) for _ in range(ctx.parts)]
-        places, run = [pointers(gradient.split(sizes)) for gradient in found], _functions().perceptron_backward
+        pieces = [gradient.split(sizes) for gradient in found]
+        places, run = [pointers(each) for each in pieces], _functions().perceptron_backward
 
         def part(i: int, first: int, last: int) -> int:
             return run(shape, given, tangents, n, first, last, *ends, places[i], of)
 
         _in_parts(n, ctx.parts, part, alive=(weights, kept, gy, gproducts, found, inputs))
-        gradient = found[0]
         for other in found[1:]:
-            gradient += other
-        pieces = zip(gradient.split(sizes), weights, strict=True)
-        return None, *inputs, *(piece.view(weight.shape) for piece, weight in pieces)
+            found[0] += other
+        return None, *inputs, *(piece.view(weight.shape) for piece, weight in zip(pieces[0], weights, strict=True))
 
 
 # ---------------------------------------------------------------- what the library takes
