@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from flowcli import processes
+from flowcli import processes, threads
 from flowcli.compiling import NotCompiled, missing
 from flowcli.dataset import TrainingData
 from flowcli.ends import Ends
@@ -179,12 +179,12 @@ class Trainer:
         self.compile: bool | str = compile
         self.deterministic = boolean("deterministic", deterministic)
 
-    def choose_threads(self, parameters: int) -> int:
-        """How many threads a training of this many parameters should use."""
+    def choose_threads(self, parameters: int, *, kernel: bool) -> int:
+        """How many threads a training of this many parameters should use, with or without a kernel for its network."""
         if self.threads != "auto":
             return int(self.threads)
         # below this the threads' hand-over costs more
-        return 1 if self._operations(parameters) < 1e9 else torch.get_num_threads()
+        return 1 if self._operations(parameters) < (2e8 if kernel else 1e9) else torch.get_num_threads()
 
     def choose_compiled(self, flow: Flow, objective: Objective) -> bool:
         """Whether to compile: a function of the settings alone, because both forms round differently."""
@@ -374,12 +374,13 @@ class Trainer:
             JobError: a gradient is not finite; the last checkpoint was taken before that.
         """
         first, averaged = diary.progress.step, diary.progress.averaged
-        with diary.observer.interruptible():
-            inputs = batches(first, count)
         rates = [
             taking.rates(first + i, self.learning_rate(first + i), self._memory(averaged + i)) for i in range(count)
         ]
-        losses, norms = group(inputs, rates)
+        with threads.using(group.threads):
+            with diary.observer.interruptible():
+                inputs = batches(first, count)
+            losses, norms = group(inputs, rates)
         for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             if not math.isfinite(norm):
                 raise JobError(self._advice(first + i, loss, norm, batches(first + i).x, diary.saved))

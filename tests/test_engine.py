@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from flowcli import threads
 from flowcli.bases import StandardNormal
 from flowcli.couplings import Independent
 from flowcli.dataset import TrainingData
@@ -349,6 +350,10 @@ def test_steps_may_be_written_as_1e4():
 
 
 def test_small_networks_get_one_thread():
-    assert trainer(threads="auto", batch_size=256).choose_threads(10_000) == 1
-    assert trainer(threads="auto", batch_size=4096).choose_threads(1_000_000) == torch.get_num_threads()
-    assert trainer(threads=2).choose_threads(10) == 2
+    small, large = trainer(threads="auto", batch_size=256), trainer(threads="auto", batch_size=4096)
+    for kernel in (True, False):
+        assert small.choose_threads(10_000, kernel=kernel) == 1
+        assert large.choose_threads(1_000_000, kernel=kernel) == torch.get_num_threads()
+        assert trainer(threads=2).choose_threads(10, kernel=kernel) == 2
+    with threads.using(2):
+        assert [small.choose_threads(200_000, kernel=kernel) for kernel in (True, False)] == [2, 1]

@@ -1,11 +1,12 @@
 """Multi-layer perceptrons over a flattened event and its time."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from flowcli import memory
+from flowcli import memory, threads
 from flowcli.errors import UserError, boolean, integer, number
 from flowcli.kernels import library, perceptron
 
@@ -77,8 +78,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """x (B, ...), t a scalar or (B,) -> (B, ...)."""
         _refuse(condition)
-        flat, waves = self.shown(x, t)
         layers = self.layers()
+        with _quiet(layers):
+            flat, waves = self.shown(x, t)
         if layers is not None and layers.take(flat, waves):
             return layers(flat, waves)[0].reshape(x.shape)
         h = self._first(flat, waves)
@@ -93,9 +95,10 @@ class MLP(nn.Module):
         Forward mode, written out: all directions share the activations and their slopes.
         """
         _refuse(condition)
-        flat, waves = self.shown(x, t)
-        moved = self._shown_along(flat, directions.flatten(2))
         layers = self.layers()
+        with _quiet(layers):
+            flat, waves = self.shown(x, t)
+            moved = self._shown_along(flat, directions.flatten(2))
         if layers is not None and layers.take(flat, waves, moved):
             output, products = layers(flat, waves, moved)
             assert products is not None
@@ -142,6 +145,11 @@ class MLP(nn.Module):
         if len(waves) > 1:
             return self.of_event(flat) + of_time
         return nn.functional.linear(flat, self.of_event.weight, self.of_event.bias + of_time[0])
+
+
+def _quiet(layers: perceptron.Layers | None) -> AbstractContextManager[None]:
+    """Before the kernel, one thread of torch's: others would wait for more work by spinning, in the way of its own."""
+    return nullcontext() if layers is None or torch.get_num_threads() == 1 else threads.using(1)
 
 
 def _refuse(condition: Tensor | None) -> None:

@@ -190,9 +190,9 @@ def _train(
     feed.begin(state.offsets)
     progress, data = state.progress, job.data(dataset)
     if not progress.threads:
-        progress.threads = trainer.choose_threads(flow.trainable_parameters())
-        progress.compiled = int(trainer.choose_compiled(flow, job.objective))
         progress.kernel = int(has_kernel(flow))
+        progress.threads = trainer.choose_threads(flow.trainable_parameters(), kernel=bool(progress.kernel))
+        progress.compiled = int(trainer.choose_compiled(flow, job.objective))
     elif progress.kernel != has_kernel(flow):
         which = ("PyTorch", "the kernel")
         console.console().print(

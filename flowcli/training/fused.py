@@ -41,7 +41,10 @@ class FusedSteps:
 
     Attributes:
         steps: how many are taken at a time.
+        threads: torch's meanwhile; the kernel has as many as torch had when this was made.
     """
+
+    threads = 1  # more of torch's would wait for their next work by spinning, in the way of the kernel's
 
     def __init__(
         self, network: HasKernel, layers: Layers, state: State, *, rows: int, steps: int, grad_clip: float | None

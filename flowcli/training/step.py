@@ -129,10 +129,11 @@ class CompiledSteps:
 
     Attributes:
         steps: how many.
+        threads: torch's meanwhile.
     """
 
     def __init__(self, step: Step, inputs: Inputs, steps: int) -> None:
-        self.steps, rows = steps, len(inputs.x) // steps
+        self.steps, self.threads, rows = steps, torch.get_num_threads(), len(inputs.x) // steps
         self._state, given = (
             step.state(),
             [name for name, value in zip(inputs._fields, inputs, strict=True) if value is not None],

@@ -21,6 +21,7 @@ from flowcli.engine import Progress
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import ContinuousFlow
 from flowcli.launch.composed import composed
+from flowcli.training.fused import has_kernel
 
 RAW = ["model.precondition=false", "model.prediction=velocity"]
 """The network is the velocity itself, as in the peers."""
@@ -75,7 +76,7 @@ class Job:
         mixture = None if dataset.mixture is None else dataset.mixture.through(dataset.transform)
         assert self.training.objective is not None
         given = torch.get_num_threads()
-        torch.set_num_threads(min(given, trainer.choose_threads(flow.trainable_parameters())))
+        torch.set_num_threads(min(given, trainer.choose_threads(flow.trainable_parameters(), kernel=has_kernel(flow))))
         try:
             average, _ = trainer.fit(
                 flow,
