@@ -64,6 +64,7 @@ def reopen(request: Request, overrides: Sequence[Any]) -> list[str]:
     resume = Path(str(request.resume))
     if resume.is_dir():
         foreign.refuse_links(resume)  # the lock, the logs and the arrays are written where a link leads
+        storage.require_free(resume)  # before its checkpoints are read, which come and go while somebody trains
         for inner in resume.iterdir():
             if inner.is_dir() and inner.suffix in WRITTEN:
                 raise UserError(f"{inner} is a folder, and the run writes a file of that name")

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 from rounds import Rounds, Skipped, serve
 from torch import Tensor
@@ -181,13 +182,18 @@ def log_prob(work: Work, points: Path, rounds: Rounds) -> None:
 
 
 def process(work: Work, points: Path, rounds: Rounds) -> None:
-    """A training from its start to its end, without anything compiled before."""
+    """A training from its start to its end, without anything compiled before: neither kernels nor graphs."""
     if not (trust.conf_dir() / "experiment" / "peer.yaml").is_file():
         raise Skipped("there is no experiment=peer")
 
     def train() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            cold = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
+            cold = {
+                **os.environ,
+                "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled",
+                "XDG_CACHE_HOME": f"{folder}/kernels",
+            }
+            cold["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # where its list of fonts is
             run = ["train", "experiment=peer", f"hydra.run.dir={folder}/run"]
             subprocess.run([sys.executable, "-m", "flowcli", *run], cwd=folder, env=cold, check=True)
 
