@@ -19,7 +19,7 @@ from flowcli import processes, threads
 from flowcli.compiling import NotCompiled, missing
 from flowcli.dataset import TrainingData
 from flowcli.ends import Ends
-from flowcli.errors import Interrupted, JobError, UserError, boolean, choice, integer, number
+from flowcli.errors import Interrupted, JobError, UserError, boolean, boolean_or_auto, choice, integer, number
 from flowcli.flows.base import Flow
 from flowcli.flows.continuous import Graphs
 from flowcli.objectives import Objective
@@ -174,13 +174,11 @@ class Trainer:
         if workers != "auto" and not isinstance(workers, int):
             raise UserError(f"workers must be auto or a whole number >= 0, got {workers!r}")
         self.workers = "auto" if workers == "auto" else integer("workers", workers, minimum=0, maximum=1024)
-        if compile != "auto" and not isinstance(compile, bool):
-            raise UserError(f"compile must be auto, true or false, got {compile!r}")
-        self.compile: bool | str = compile
+        self.compile = boolean_or_auto("compile", compile)
         self.deterministic = boolean("deterministic", deterministic)
 
     def choose_threads(self, parameters: int, *, kernel: bool) -> int:
-        """How many threads a training of this many parameters should use, with or without a kernel for its network."""
+        """How many threads a training of this many parameters should use; kernel: whether one computes its steps."""
         if self.threads != "auto":
             return int(self.threads)
         # below this the threads' hand-over costs more

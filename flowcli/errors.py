@@ -95,3 +95,16 @@ def boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"{name} must be true or false, got {value!r}")
     return value
+
+
+def boolean_or_auto(name: str, value: object) -> bool | str:
+    """Return value if it is true, false or "auto".
+
+    Raises:
+        UserError: otherwise.
+    """
+    if isinstance(value, bool):
+        return value
+    if value != "auto":
+        raise UserError(f"{name} must be auto, true or false, got {value!r}")
+    return "auto"

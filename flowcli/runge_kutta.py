@@ -159,10 +159,9 @@ def chosen_steps(
         h = h * _factor(ratio, method.order)
         if ratio > 1:
             continue
-        inner = [point for point in grid[waiting:-1] if (point - stop) * (last - grid[0]) <= 0]
-        for point in inner:
-            yield _between(state, found, taken, (point - at) / (stop - at), method)
-        waiting += len(inner)
+        while waiting < len(grid) - 1 and (grid[waiting] - stop) * (last - grid[0]) <= 0:
+            yield _between(state, found, taken, (grid[waiting] - at) / (stop - at), method)
+            waiting += 1
         at, state, first = stop, found.end, found.slopes[-1]
     yield state
 

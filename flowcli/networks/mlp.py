@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowcli import memory, threads
-from flowcli.errors import UserError, boolean, integer, number
+from flowcli.errors import UserError, boolean, boolean_or_auto, integer, number
 from flowcli.kernels import library, perceptron
 
 
@@ -58,9 +58,8 @@ class MLP(nn.Module):
         octaves = integer("time_octaves", time_octaves, minimum=0, maximum=16)
         std = number("fourier_std", fourier_std, above=0, maximum=1e6)
         self.residual = boolean("residual", residual)
-        if kernel != "auto" and not isinstance(kernel, bool):
-            raise UserError(f"kernel must be auto, true or false, got {kernel!r}")
-        wanted = width <= perceptron.WIDEST if kernel == "auto" else kernel
+        kernel = boolean_or_auto("kernel", kernel)
+        wanted = width <= perceptron.WIDEST if kernel == "auto" else bool(kernel)
         reason = library.missing() if wanted else None
         if reason is not None and kernel is True:
             raise UserError(f"network.kernel=true: {reason}; say network.kernel=auto")

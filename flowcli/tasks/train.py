@@ -191,8 +191,9 @@ def _train(
     progress, data = state.progress, job.data(dataset)
     if not progress.threads:
         progress.kernel = int(has_kernel(flow))
-        progress.threads = trainer.choose_threads(flow.trainable_parameters(), kernel=bool(progress.kernel))
         progress.compiled = int(trainer.choose_compiled(flow, job.objective))
+        fused = bool(progress.kernel) and not progress.compiled  # graphs are torch's, whatever the network has
+        progress.threads = trainer.choose_threads(flow.trainable_parameters(), kernel=fused)
     elif progress.kernel != has_kernel(flow):
         which = ("PyTorch", "the kernel")
         console.console().print(

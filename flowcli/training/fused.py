@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowcli.flows.base import Flow
 from flowcli.kernels import adam
-from flowcli.kernels.perceptron import Layers, Regression
+from flowcli.kernels.perceptron import Layers, Regression, takes
 from flowcli.objectives import Inputs
 from flowcli.training.adam import BETA_1, BETA_2, EPSILON, State
 
@@ -32,8 +32,9 @@ def has_kernel(flow: Flow) -> bool:
 
 
 def no_kernel(flow: Flow) -> str | None:
-    """Why compiled code does not compute a network of this flow that wanted it to; None: nothing is amiss."""
-    return next((reason for part in flow.modules() if (reason := getattr(part, "no_kernel", None))), None)
+    """Why compiled code does not compute a network of this flow that could do with it; None: nothing is amiss."""
+    reasons = (getattr(part, "no_kernel", None) for part in flow.modules() if isinstance(part, HasKernel))
+    return next(filter(None, reasons), None) if takes(*flow.parameters()) else None
 
 
 class FusedSteps:
